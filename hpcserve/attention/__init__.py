@@ -1,0 +1,1 @@
+"""One attention backend per module."""

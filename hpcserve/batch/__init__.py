@@ -1,0 +1,1 @@
+"""Streams rows of files through the engine."""

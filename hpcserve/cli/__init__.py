@@ -1,0 +1,1 @@
+"""One verb per file: parsing and printing, nothing else."""

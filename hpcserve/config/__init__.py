@@ -1,0 +1,1 @@
+"""Frozen dataclasses, composed: the only place a default is written."""

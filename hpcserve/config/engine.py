@@ -1,0 +1,88 @@
+"""Everything an engine needs to know, composed of the parts that declare it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpcserve.config.backend import BackendConfig
+from hpcserve.config.cache import CacheConfig
+from hpcserve.config.model import ModelConfig
+from hpcserve.config.option import keyword_names, options_of
+from hpcserve.config.parallel import ParallelConfig
+from hpcserve.config.scheduler import SchedulerConfig
+from hpcserve.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    backend: BackendConfig = field(default_factory=BackendConfig)
+
+    @classmethod
+    def from_options(cls, values: Mapping[str, Any]) -> EngineConfig:
+        """Build from flat names, of either dialect: `{"model": ..., "tensor_parallel_size": 2}`.
+
+        Raises ConfigError for an unknown name (with the nearest one) and for one option given
+        under two names.
+        """
+        known = option_names()
+        given: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+        for name, value in values.items():
+            if name not in known:
+                raise ConfigError(unknown_option(name, list(known)))
+            part, field_name = known[name]
+            if field_name in given[part] and given[part][field_name] != value:
+                raise ConfigError(f"option {field_name} is given twice, with different values")
+            given[part][field_name] = value
+        return cls(**{part: PARTS[part](**chosen) for part, chosen in given.items()})
+
+    def to_options(self) -> dict[str, Any]:
+        """The flat form of `from_options`, with every field under its own name."""
+        return {
+            declared.name: getattr(getattr(self, part), declared.name)
+            for part, config in PARTS.items()
+            for declared, _ in options_of(config)
+        }
+
+    def replace(self, **values: Any) -> EngineConfig:
+        """A copy with some options changed, by any of their names."""
+        known = option_names()
+        flat = self.to_options()
+        for name, value in values.items():
+            if name not in known:
+                raise ConfigError(unknown_option(name, list(known)))
+            flat[known[name][1]] = value
+        return EngineConfig.from_options(flat)
+
+
+PARTS: dict[str, type[Any]] = {
+    "model": ModelConfig,
+    "parallel": ParallelConfig,
+    "cache": CacheConfig,
+    "scheduler": SchedulerConfig,
+    "backend": BackendConfig,
+}
+
+
+def option_names() -> dict[str, tuple[str, str]]:
+    """Every keyword an engine takes -> (part, field name)."""
+    found: dict[str, tuple[str, str]] = {}
+    for part, config in PARTS.items():
+        for declared, its_option in options_of(config):
+            for name in keyword_names(declared, its_option):
+                found[name] = (part, declared.name)
+    return found
+
+
+def unknown_option(name: str, known: list[str]) -> str:
+    """The one-line message for an option that does not exist."""
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"unknown option {name!r}; did you mean {close[0]!r}?"
+    return f"unknown option {name!r}; known: {', '.join(sorted(known))}"

@@ -1,0 +1,1 @@
+"""Processes and the step loop."""

@@ -1,0 +1,37 @@
+"""How the core reaches the workers: in its own process, or (several GPUs) in others.
+
+Both forms take the same SchedulerOutput, so the scheduler does not know which one runs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from hpcserve.ipc.messages import ModelRunnerOutput, SchedulerOutput, WorkerInfo
+
+
+class StepHandle(ABC):
+    """A step that was issued; its result may still be on the way."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether `result` would return without waiting."""
+
+    @abstractmethod
+    def result(self) -> ModelRunnerOutput:
+        """Wait for the step and return what it sampled."""
+
+
+class Executor(ABC):
+    """Steps run in the order in which they were issued."""
+
+    #: Found at set-up; the core sizes its page pool by it.
+    info: WorkerInfo
+
+    @abstractmethod
+    def submit(self, step: SchedulerOutput) -> StepHandle:
+        """Issue a step. Returns at once where the device works asynchronously."""
+
+    @abstractmethod
+    def shutdown(self) -> None:
+        """Free the device; further calls are errors."""

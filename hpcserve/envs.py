@@ -1,0 +1,77 @@
+"""Every environment variable hpcserve reads: name, type, default, meaning.
+
+A value of the wrong type is an error, never a silent default.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from hpcserve.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class EnvVar(Generic[T]):
+    """One variable; `get()` parses it each time, so that tests may set it."""
+
+    name: str
+    parse: Callable[[str], T]
+    default: T
+    help: str
+
+    def get(self) -> T:
+        text = os.environ.get(self.name)
+        if text is None or text == "":
+            return self.default
+        try:
+            return self.parse(text)
+        except ValueError as error:
+            raise ConfigError(f"environment variable {self.name}={text!r}: {error}") from error
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
+def _switch(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError("expected 1 or 0")
+
+
+def _level(text: str) -> str:
+    if text.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        raise ValueError("expected DEBUG, INFO, WARNING or ERROR")
+    return text.upper()
+
+
+HPCSERVE_CACHE_DIR = EnvVar(
+    "HPCSERVE_CACHE_DIR",
+    _path,
+    Path("~/.cache/hpcserve").expanduser(),
+    "compiled kernels and other things that can be made again; may be shared between nodes",
+)
+HPCSERVE_LOG_LEVEL = EnvVar("HPCSERVE_LOG_LEVEL", _level, "INFO", "level of the log on stderr")
+HPCSERVE_MODEL: EnvVar[str] = EnvVar("HPCSERVE_MODEL", str, "", "the model when none is named")
+HPCSERVE_API_KEY: EnvVar[str] = EnvVar(
+    "HPCSERVE_API_KEY", str, "", "key that `hpcserve serve` asks of its clients"
+)
+HPCSERVE_DISABLE_KERNELS = EnvVar(
+    "HPCSERVE_DISABLE_KERNELS", _switch, False, "run the plain torch reference of every kernel"
+)
+HPCSERVE_START_TIMEOUT_S = EnvVar(
+    "HPCSERVE_START_TIMEOUT_S", float, 600.0, "seconds to wait for the engine to become ready"
+)
+
+
+def all_variables() -> list[EnvVar[object]]:
+    """Every variable declared here, in order."""
+    return [value for value in globals().values() if isinstance(value, EnvVar)]

@@ -1,0 +1,150 @@
+"""Every error a user can meet, in one tree.
+
+    HpcserveError                    exit 1   http 500
+    ├── UsageError                   exit 2   http 400   the command line or a config file is wrong
+    │   └── ConfigError                                  options that contradict each other
+    ├── ModelError                   exit 2   http 500   the model folder cannot be used
+    │   ├── ModelNotFoundError                http 404
+    │   ├── UnsupportedModelError
+    │   ├── WeightsError                                 a tensor is missing, left over, misshapen, corrupt
+    │   └── TokenizerError
+    ├── RequestError                 exit 1   http 400   one request is wrong; others go on
+    │   ├── InvalidParameterError                        names the parameter
+    │   ├── ContextLengthError                           carries both numbers
+    │   ├── QueueFullError                    http 503   try again later
+    │   └── RequestAbortedError               http 499
+    ├── EngineError                  exit 1   http 503
+    │   ├── EngineStartError                             it never became ready
+    │   └── EngineDeadError                              it was ready and is gone
+    ├── InputError                   exit 2              an input file cannot be read as asked
+    ├── OutputError                  exit 2              an output cannot be written
+    ├── IncompleteRunError           exit 75             stopped early; running it again goes on
+    └── PortInUseError               exit 2
+
+`str(error)` is one line for the user: what happened, to what, and the fix where there is one.
+Exit 3 (finished with failed rows) is no error: the run completed and says which rows failed.
+"""
+
+from __future__ import annotations
+
+
+class HpcserveError(Exception):
+    """Base of all; `exit_code` ends the process, `http_status` answers a request.
+
+    `error_type` and `code` are the fields of OpenAI's error body.
+    """
+
+    exit_code = 1
+    http_status = 500
+    error_type = "server_error"
+    code: str | None = None
+
+
+class UsageError(HpcserveError):
+    exit_code = 2
+    http_status = 400
+    error_type = "invalid_request_error"
+
+
+class ConfigError(UsageError):
+    pass
+
+
+class ModelError(HpcserveError):
+    exit_code = 2
+
+
+class ModelNotFoundError(ModelError):
+    http_status = 404
+    error_type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class UnsupportedModelError(ModelError):
+    pass
+
+
+class WeightsError(ModelError):
+    pass
+
+
+class TokenizerError(ModelError):
+    pass
+
+
+class RequestError(HpcserveError):
+    http_status = 400
+    error_type = "invalid_request_error"
+    param: str | None = None
+
+
+class InvalidParameterError(RequestError):
+    """A field of a request is out of range or of the wrong kind."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(f"{param}: {message}")
+        self.param = param
+        self.message = message
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return (type(self), (self.param or "", self.message))
+
+
+class ContextLengthError(RequestError):
+    code = "context_length_exceeded"
+    param = "messages"
+
+    def __init__(self, num_prompt_tokens: int, max_tokens: int | None, context_length: int) -> None:
+        asked = f"the prompt has {num_prompt_tokens} tokens"
+        if max_tokens is not None:
+            asked += f" and max_tokens is {max_tokens} ({num_prompt_tokens + max_tokens} in all)"
+        super().__init__(
+            f"{asked}, but the context length is {context_length} tokens; shorten the prompt"
+            + (" or lower max_tokens" if max_tokens is not None else "")
+        )
+        self.num_prompt_tokens = num_prompt_tokens
+        self.max_tokens = max_tokens
+        self.context_length = context_length
+
+    def __reduce__(self) -> tuple[type, tuple[int, int | None, int]]:
+        return (type(self), (self.num_prompt_tokens, self.max_tokens, self.context_length))
+
+
+class QueueFullError(RequestError):
+    http_status = 503
+    error_type = "overloaded_error"
+    code = "queue_full"
+
+
+class RequestAbortedError(RequestError):
+    http_status = 499
+    code = "request_aborted"
+
+
+class EngineError(HpcserveError):
+    http_status = 503
+
+
+class EngineStartError(EngineError):
+    pass
+
+
+class EngineDeadError(EngineError):
+    code = "engine_dead"
+
+
+class InputError(HpcserveError):
+    exit_code = 2
+    http_status = 400
+
+
+class OutputError(HpcserveError):
+    exit_code = 2
+
+
+class IncompleteRunError(HpcserveError):
+    exit_code = 75
+
+
+class PortInUseError(HpcserveError):
+    exit_code = 2

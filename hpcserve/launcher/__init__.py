@@ -1,0 +1,1 @@
+"""Turns a config into a running job, and follows it."""

@@ -1,0 +1,1 @@
+"""Tensor-parallel blocks whose parameters know how to load themselves."""

@@ -1,0 +1,1 @@
+"""One architecture per module; the module name is the checkpoint's model_type."""
