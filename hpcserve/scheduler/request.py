@@ -1,0 +1,113 @@
+"""A request as the scheduler sees it."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Any
+
+import numpy as np
+
+from hpcserve.ipc.messages import EngineCoreRequest, Int32Array
+
+
+class RequestStatus(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Request:
+    """State of one request.
+
+    Tokens: the prompt, then `output_token_ids` (known), then `num_pending` (sampled by steps
+    whose results have not been read yet). `num_computed` tokens have their KV in `pages`, or will
+    have once the steps issued so far have run.
+
+    pages[:num_cache_pages] belong to the prefix cache, which `node` locks; the rest to us.
+    """
+
+    __slots__ = (
+        "arrival_s",
+        "frontend",
+        "max_output_tokens",
+        "node",
+        "num_cache_pages",
+        "num_cached_tokens",
+        "num_computed",
+        "num_passed_over",
+        "num_pending",
+        "num_retractions",
+        "output_token_ids",
+        "pages",
+        "params",
+        "priority",
+        "prompt_token_ids",
+        "request_id",
+        "seed",
+        "slot",
+        "status",
+        "stop_ids",
+    )
+
+    def __init__(
+        self,
+        message: EngineCoreRequest,
+        *,
+        frontend: bytes,
+        seed: int,
+        max_output_tokens: int,
+        eos_token_ids: frozenset[int],
+    ) -> None:
+        params = message.params
+        self.request_id = message.request_id
+        self.frontend = frontend
+        self.prompt_token_ids: Int32Array = message.prompt_token_ids
+        self.params = params
+        self.priority = message.priority
+        self.arrival_s = message.arrival_s
+        self.seed = seed
+        self.max_output_tokens = max_output_tokens
+        own = frozenset(params.stop_token_ids)
+        self.stop_ids: frozenset[int] = own if params.ignore_eos else own | eos_token_ids
+        self.status = RequestStatus.WAITING
+        self.output_token_ids: list[int] = []
+        self.num_pending = 0
+        self.num_computed = 0
+        self.slot = -1
+        self.pages: list[int] = []
+        self.num_cache_pages = 0
+        self.node: Any = None
+        self.num_cached_tokens = 0
+        self.num_retractions = 0
+        self.num_passed_over = 0
+
+    @property
+    def key(self) -> tuple[bytes, int]:
+        """Unique among all requests: ids are given out by each frontend for itself."""
+        return (self.frontend, self.request_id)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_known(self) -> int:
+        """Tokens whose ids the scheduler knows."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens there will be once every step issued has reported."""
+        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_pending
+
+    @property
+    def num_left_to_sample(self) -> int:
+        """Output tokens not yet asked of any step."""
+        return self.max_output_tokens - len(self.output_token_ids) - self.num_pending
+
+    def known_token_ids(self) -> Int32Array:
+        """int32[num_known]."""
+        if not self.output_token_ids:
+            return self.prompt_token_ids
+        outputs = np.array(self.output_token_ids, np.int32)
+        return np.concatenate((self.prompt_token_ids, outputs))
