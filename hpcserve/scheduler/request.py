@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hpcserve.ipc.messages import EngineCoreRequest, Int32Array
+from hpcserve.ipc.messages import EngineCoreRequest, Int32Array, TokenLogprobs
 
 
 class RequestStatus(Enum):
@@ -41,6 +41,7 @@ class Request:
         "pages",
         "params",
         "priority",
+        "prompt_logprobs",
         "prompt_token_ids",
         "request_id",
         "seed",
@@ -80,6 +81,8 @@ class Request:
         self.num_cached_tokens = 0
         self.num_retractions = 0
         self.num_passed_over = 0
+        # position -> log-probability of the token behind it; only where they were asked for.
+        self.prompt_logprobs: dict[int, TokenLogprobs] = {}
 
     @property
     def key(self) -> tuple[bytes, int]:

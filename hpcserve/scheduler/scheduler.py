@@ -28,7 +28,7 @@ from hpcserve.scheduler.growth import GrowthEstimate
 from hpcserve.scheduler.memory import RequestMemory
 from hpcserve.scheduler.policy import first_to_retract, order_waiting
 from hpcserve.scheduler.request import Request, RequestStatus
-from hpcserve.scheduler.step_builder import StepBuilder
+from hpcserve.scheduler.step_builder import StepBuilder, StepRow
 
 
 class TokenUpdate(msgspec.Struct):
@@ -65,7 +65,7 @@ class Scheduler:
         self._waiting: list[Request] = []
         # In order of admission; a dict for removal in constant time.
         self._running: dict[tuple[bytes, int], Request] = {}
-        self._in_flight: deque[list[tuple[Request, bool]]] = deque()
+        self._in_flight: deque[list[StepRow]] = deque()
         self._free_slots = list(range(config.max_running_requests - 1, -1, -1))
         # Released since the last step was made: told to the workers with the next one.
         self._released_slots: list[int] = []
@@ -316,7 +316,12 @@ class Scheduler:
         rows = self._in_flight.popleft()
         tokens = output.sampled_token_ids.tolist()
         updates: list[TokenUpdate] = []
-        for row, (request, samples) in enumerate(rows):
+        if output.prompt_logprobs:
+            for row, entries in output.prompt_logprobs.items():
+                request, start, _ = rows[row]
+                # By position, since a retracted prompt is computed again.
+                request.prompt_logprobs.update(enumerate(entries, start))
+        for row, (request, _, samples) in enumerate(rows):
             if not samples:
                 continue
             request.num_pending -= 1
@@ -344,6 +349,14 @@ class Scheduler:
     # ------------------------------------------------------------ looking in
 
     @property
+    def num_pages(self) -> int:
+        return self._memory.allocator.num_pages
+
+    @property
+    def page_size(self) -> int:
+        return self._page_size
+
+    @property
     def num_in_flight(self) -> int:
         """Steps issued whose results have not been read."""
         return len(self._in_flight)
@@ -357,14 +370,13 @@ class Scheduler:
     def check_idle(self) -> None:
         """With no request left, every page is free or cached and every slot is free."""
         allocator, cached = self._memory.allocator, self._memory.cache.num_cached_pages
+        held = cached - self._memory.cache.num_evictable_pages
         slots = len(self._free_slots) + len(self._slots_to_free)
-        if (
-            allocator.num_free + cached != allocator.num_pages
-            or slots != self._config.max_running_requests
-        ):
+        whole = allocator.num_free + cached == allocator.num_pages
+        if held or not whole or slots != self._config.max_running_requests:
             raise EngineError(
                 f"the idle scheduler lost track: {allocator.num_free} free and "
-                f"{cached} cached pages of {allocator.num_pages}, "
+                f"{cached} cached pages ({held} still locked) of {allocator.num_pages}, "
                 f"{slots} free slots of {self._config.max_running_requests}"
             )
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 
 from hpcserve.ipc.messages import Int32Array, NewRequest, SchedulerOutput
 from hpcserve.scheduler.request import Request
+
+#: The request, its first position in the step, and whether it samples.
+StepRow: TypeAlias = tuple[Request, int, bool]
 
 
 class StepBuilder:
@@ -56,14 +61,14 @@ class StepBuilder:
 
     def build(
         self, step_id: int, released_slots: list[int]
-    ) -> tuple[SchedulerOutput, list[tuple[Request, bool]]]:
-        """The message, and for each of its rows the request and whether it samples."""
+    ) -> tuple[SchedulerOutput, list[StepRow]]:
+        """The message, and what the scheduler must remember of each of its rows."""
         num_decodes = len(self._decodes)
         ones = [1] * num_decodes
         slots = [request.slot for request, _ in self._decodes]
         starts = [start for _, start in self._decodes]
-        rows = [(request, True) for request, _ in self._decodes]
-        rows += [(request, bool(samples)) for request, _, _, samples in self._prefills]
+        rows: list[StepRow] = [(request, start, True) for request, start in self._decodes]
+        rows += [(request, start, bool(samples)) for request, start, _, samples in self._prefills]
         output = SchedulerOutput(
             step_id=step_id,
             slots=_int32(slots + [row[0].slot for row in self._prefills]),

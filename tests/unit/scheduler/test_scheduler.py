@@ -38,7 +38,9 @@ class Bench:
         self.outputs: dict[int, list[int]] = {}
         self.finished: dict[int, tuple[str, int]] = {}
 
-    def add(self, request_id: int, prompt: list[int], max_tokens: int | None = None, **more) -> None:
+    def add(
+        self, request_id: int, prompt: list[int], max_tokens: int | None = None, **more
+    ) -> None:
         params = SamplingParams(max_tokens=max_tokens, **more)
         tokens = np.array(prompt, np.int32)
         message = EngineCoreRequest(request_id, tokens, params, arrival_s=float(request_id))
@@ -88,9 +90,7 @@ def make_bench(
         max_queued_requests=max_queued,
     )
     cache = RadixCache(page_size) if radix else NoReuse(page_size)
-    scheduler = Scheduler(
-        config, cache, num_pages, context_length=context, eos_token_ids=(EOS,)
-    )
+    scheduler = Scheduler(config, cache, num_pages, context_length=context, eos_token_ids=(EOS,))
     executor = FakeExecutor(
         num_pages=num_pages,
         page_size=page_size,
@@ -112,7 +112,7 @@ def test_text_does_not_depend_on_scheduling(depth: int, radix: bool, page_size: 
     rng = random.Random(depth)
     bench = make_bench(depth=depth, radix=radix, page_size=page_size, num_pages=480 // page_size)
     shared = [rng.randrange(VOCAB) for _ in range(40)]
-    prompts = [shared[: rng.randrange(1, 40)] + [rng.randrange(VOCAB)] for _ in range(30)]
+    prompts = [[*shared[: rng.randrange(1, 40)], rng.randrange(VOCAB)] for _ in range(30)]
     for i, prompt in enumerate(prompts):
         bench.add(i, prompt, 30)
     bench.run()
