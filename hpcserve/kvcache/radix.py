@@ -103,6 +103,8 @@ class RadixCache(PrefixCache[RadixNode]):
     def unlock(self, node: RadixNode) -> None:
         current: RadixNode | None = node
         while current is not None and current is not self.root:
+            if current.num_locks == 0:
+                raise ValueError("a prefix was unlocked more often than it was locked")
             current.num_locks -= 1
             if current.num_locks == 0:
                 self._num_evictable += len(current.pages)
