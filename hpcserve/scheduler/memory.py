@@ -32,7 +32,11 @@ class RequestMemory:
 
     def match(self, request: Request) -> tuple[Any, list[int]]:
         """The longest cached prefix of a waiting request: its node and pages."""
-        return self._extend(request, self.cache.root, 0)
+        if request.params.prompt_logprobs is not None:
+            return self.cache.root, []  # every position of the prompt must be computed
+        # The last token is always computed: its logits give the next one.
+        end_page = (request.num_known - 1) // self.page_size
+        return self.cache.extend(self.cache.root, request.known_token_ids(), 0, end_page)
 
     def enter(self, request: Request, node: Any, pages: list[int]) -> None:
         """Start from a prefix found by `match`, whose node the caller has locked."""
@@ -40,24 +44,6 @@ class RequestMemory:
         request.pages = list(pages)
         request.num_cache_pages = len(pages)
         request.num_computed = len(pages) * self.page_size
-
-    def follow(self, request: Request) -> list[int]:
-        """Skip what others have computed of this prompt since its last chunk.
-
-        Returns the pages appended (perhaps none).
-        """
-        start, offset = divmod(request.num_computed, self.page_size)
-        if offset or request.num_cache_pages != start or len(request.pages) != start:
-            return []
-        node, pages = self._extend(request, request.node, start)
-        if pages:
-            self.cache.lock(node)
-            self.cache.unlock(request.node)
-            request.node = node
-            request.pages += pages
-            request.num_cache_pages += len(pages)
-            request.num_computed += len(pages) * self.page_size
-        return pages
 
     def publish(self, request: Request) -> None:
         """Hand the full pages of the prompt that are computed now to the prefix cache."""
@@ -85,10 +71,3 @@ class RequestMemory:
         request.node = None
         request.pages = []
         request.num_cache_pages = request.num_computed = 0
-
-    def _extend(self, request: Request, node: Any, start_page: int) -> tuple[Any, list[int]]:
-        if request.params.prompt_logprobs is not None:
-            return node, []  # every position of the prompt must be computed
-        # The last token is always computed: its logits give the next one.
-        end_page = (request.num_known - 1) // self.page_size
-        return self.cache.extend(node, request.known_token_ids(), start_page, end_page)

@@ -20,8 +20,9 @@ class Request:
     """State of one request.
 
     Tokens: the prompt, then `output_token_ids` (known), then `num_pending` (sampled by steps
-    whose results have not been read yet). `num_computed` tokens have their KV in `pages`, or will
-    have once the steps issued so far have run.
+    whose results have not been read yet); `num_tokens` counts all three and ends at
+    `max_num_tokens`. `num_computed` tokens have their KV in `pages`, or will have once the steps
+    issued so far have run.
 
     pages[:num_cache_pages] belong to the prefix cache, which `node` locks; the rest to us.
     """
@@ -29,14 +30,16 @@ class Request:
     __slots__ = (
         "arrival_s",
         "frontend",
-        "max_output_tokens",
+        "max_num_tokens",
         "node",
         "num_cache_pages",
         "num_cached_tokens",
         "num_computed",
         "num_passed_over",
         "num_pending",
+        "num_prompt_tokens",
         "num_retractions",
+        "num_tokens",
         "output_token_ids",
         "pages",
         "params",
@@ -67,7 +70,9 @@ class Request:
         self.priority = message.priority
         self.arrival_s = message.arrival_s
         self.seed = seed
-        self.max_output_tokens = max_output_tokens
+        self.num_prompt_tokens = len(message.prompt_token_ids)
+        self.num_tokens = self.num_prompt_tokens
+        self.max_num_tokens = self.num_prompt_tokens + max_output_tokens
         own = frozenset(params.stop_token_ids)
         self.stop_ids: frozenset[int] = own if params.ignore_eos else own | eos_token_ids
         self.status = RequestStatus.WAITING
@@ -90,23 +95,14 @@ class Request:
         return (self.frontend, self.request_id)
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.prompt_token_ids)
-
-    @property
     def num_known(self) -> int:
         """Tokens whose ids the scheduler knows."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens there will be once every step issued has reported."""
-        return len(self.prompt_token_ids) + len(self.output_token_ids) + self.num_pending
+        return self.num_tokens - self.num_pending
 
     @property
     def num_left_to_sample(self) -> int:
         """Output tokens not yet asked of any step."""
-        return self.max_output_tokens - len(self.output_token_ids) - self.num_pending
+        return self.max_num_tokens - self.num_tokens
 
     def known_token_ids(self) -> Int32Array:
         """int32[num_known]."""

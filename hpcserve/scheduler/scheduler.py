@@ -157,9 +157,21 @@ class Scheduler:
         return output
 
     def _add_decodes(self, step: StepBuilder) -> None:
+        page_size = self._page_size
         for request in list(self._running.values()):
-            if request.num_tokens - request.num_computed == 1 and self._may_run(request):
-                self._add_row(step, request, 1)
+            start = request.num_computed
+            # The same as _add_row for one token, without what only prompts need: this loop runs
+            # for every request in every step.
+            if request.num_tokens - start != 1 or not self._may_run(request):
+                continue
+            if start == len(request.pages) * page_size and not self._grow(step, request, start + 1):
+                continue
+            request.num_computed = start + 1
+            request.num_tokens += 1
+            request.num_pending += 1
+            step.add_row(request, start, 1, samples=True)
+            if start < request.num_prompt_tokens:
+                self._memory.publish(request)
 
     def _add_prefills(self, step: StepBuilder, budget: int) -> int:
         """Add chunks of prompts that are under way; returns the tokens they take."""
@@ -169,16 +181,13 @@ class Scheduler:
                 continue
             if not self._fits(request, budget - used):
                 break
-            pages = self._memory.follow(request)
-            if pages:
-                step.add_pages(request.slot, len(request.pages) - len(pages), pages)
-                self._count_cached(request, len(pages) * self._page_size)
             used += self._add_row(step, request, budget - used)
         return used
 
     def _may_run(self, request: Request) -> bool:
         """False for one that was retracted on the way, or only awaits its last results."""
-        return request.status is RequestStatus.RUNNING and request.num_left_to_sample > 0
+        running = request.status is RequestStatus.RUNNING
+        return running and request.num_tokens < request.max_num_tokens
 
     def _fits(self, request: Request, budget: int) -> bool:
         """Whether a row of at least one token can be made: all that is left, or a page."""
@@ -193,6 +202,7 @@ class Scheduler:
         samples = start + count == request.num_tokens
         request.num_computed = start + count
         if samples:
+            request.num_tokens += 1
             request.num_pending += 1
         step.add_row(request, start, count, samples=samples)
         self._memory.publish(request)
@@ -200,7 +210,7 @@ class Scheduler:
 
     def _chunk(self, request: Request, budget: int) -> int:
         """Tokens of the next row. Chunks that are not the last end on a page boundary, so that
-        the next one can go on with pages found in the cache."""
+        all they computed can be shared at once."""
         left = request.num_tokens - request.num_computed
         if left <= budget:
             return left
@@ -262,17 +272,12 @@ class Scheduler:
         request.status = RequestStatus.RUNNING
         request.slot = self._free_slots.pop()
         self._memory.enter(request, node, pages)
-        if not request.num_retractions:
+        if not request.num_retractions:  # finding one's own tokens again is no reuse
+            request.num_cached_tokens = request.num_computed
             self._prompt_tokens += request.num_prompt_tokens
-        self._count_cached(request, request.num_computed)
+            self._cached_tokens += request.num_computed
         self._running[request.key] = request
         step.add_new_request(request)
-
-    def _count_cached(self, request: Request, num_tokens: int) -> None:
-        """Reuse of the prompt counts; finding one's own tokens after a retraction does not."""
-        if not request.num_retractions:
-            request.num_cached_tokens += num_tokens
-            self._cached_tokens += num_tokens
 
     def _num_cached(self, request: Request) -> int:
         return len(self._memory.match(request)[1]) * self._page_size
@@ -336,7 +341,7 @@ class Scheduler:
     def _ended(self, request: Request, token_id: int) -> FinishedRequest | None:
         num_outputs = len(request.output_token_ids)
         stopped = token_id in request.stop_ids and num_outputs >= request.params.min_tokens
-        if not stopped and num_outputs < request.max_output_tokens:
+        if not stopped and request.num_known < request.max_num_tokens:
             return None
         self._finish(request)
         return FinishedRequest(

@@ -142,7 +142,7 @@ def test_a_shared_prefix_is_computed_once_even_within_one_step() -> None:
     assert [bench.finished[i][1] for i in range(8)] == [0] + [40] * 7
 
 
-def test_chunks_of_a_later_request_follow_what_an_earlier_one_computes() -> None:
+def test_a_prefix_under_way_in_chunks_is_not_computed_twice() -> None:
     bench = make_bench(num_pages=200, chunk=16, max_running=8, context=400)
     prefix = [i % VOCAB for i in range(200)]
     for i in range(4):
