@@ -21,6 +21,8 @@ def by_frontend(
             message = messages[request.frontend] = EngineCoreOutputs([], [], [])
         message.request_ids.append(request.request_id)
         message.token_ids.append(update.token_id)
+        if len(request.output_token_ids) == 1:
+            _add_cached_tokens(message, request)
         if update.finished is not None:
             message.finished.append(update.finished)
         if output.logprobs is not None:
@@ -39,6 +41,12 @@ def _add_logprobs(
     missing = len(message.request_ids) - 1 - len(message.logprobs)
     message.logprobs += [None] * missing
     message.logprobs.append((output.logprobs or {}).get(update.row))
+
+
+def _add_cached_tokens(message: EngineCoreOutputs, request: Request) -> None:
+    if message.num_cached_tokens is None:
+        message.num_cached_tokens = []
+    message.num_cached_tokens.append((request.request_id, request.num_cached_tokens))
 
 
 def _add_prompt_logprobs(message: EngineCoreOutputs, request: Request) -> None:
