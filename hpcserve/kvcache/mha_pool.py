@@ -33,9 +33,7 @@ class MHAPool:
         ]
 
 
-def bytes_per_token(
-    num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
-) -> int:
+def bytes_per_token(num_layers: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
     """Bytes that one token's keys and values take on one rank."""
     return num_layers * 2 * num_kv_heads * head_dim * dtype.itemsize
 
