@@ -39,6 +39,8 @@ class RowEngine(Protocol):
     limits: EngineLimits
     #: url -> names that its body may have.
     fields: dict[str, frozenset[str]]
+    #: Names that `--sampling` may set.
+    sampling_fields: frozenset[str]
     #: Names that a row may call the model by without a remark.
     model_names: frozenset[str]
 

@@ -85,24 +85,27 @@ def _check_input(path: Path) -> None:
 
 
 class InputFile:
-    """An input, decompressed by its ending, that knows how much of it has been read."""
+    """An input, decompressed by its ending, that knows how long it is."""
 
     def __init__(self, name: str) -> None:
         self.name = "stdin" if name == STANDARD else name
         self._size = 0
         try:
-            self._raw = _stdin() if name == STANDARD else cast(BinaryIO, Path(name).open("rb"))
+            self._raw = _opened(name)
             if Path(name).is_file():
                 self._size = Path(name).stat().st_size
         except OSError as error:
             raise InputError(f"cannot read the input {name}: {error.strerror}") from error
         self._stream = _decompressed(self._raw, Path(name).suffix)
+        self._is_compressed = self._stream is not self._raw
 
-    def fraction_read(self) -> float | None:
-        """0 to 1 of the file as it lies on disk; None where its size is not known."""
-        if not self._size or self._raw.closed:
-            return None
-        return min(1.0, self._raw.tell() / self._size)
+    def total_bytes(self, num_read: int) -> float | None:
+        """Decompressed size, judged by the `num_read` bytes so far where it is compressed; None
+        where it cannot be known."""
+        if not self._is_compressed or not self._size:
+            return self._size or None
+        position = 0 if self._raw.closed else self._raw.tell()
+        return num_read * self._size / position if position else None
 
     def read(self, size: int) -> bytes:
         """What is there, up to `size` bytes; b"" at the end. Raises InputError (damaged, I/O)."""
@@ -116,6 +119,10 @@ class InputFile:
     def close(self) -> None:
         if self._raw is not sys.stdin.buffer:
             self._raw.close()
+
+
+def _opened(name: str) -> BinaryIO:
+    return _stdin() if name == STANDARD else Path(name).open("rb")
 
 
 def _stdin() -> BinaryIO:
@@ -272,7 +279,7 @@ def _sync_folder(folder: Path) -> None:
 def lines_of(
     source: InputFile, *, block_bytes: int = 1 << 20, max_line_bytes: int
 ) -> Iterator[tuple[bytes, int]]:
-    """Every line without its newline, and its length in bytes.
+    """Every line without its newline, and its length in bytes with it.
 
     Only \\n ends a line: JSON may hold U+2028 and its kin. Of a line longer than
     `max_line_bytes` the first bytes are given, so that memory stays bounded; its length tells.
@@ -284,11 +291,11 @@ def lines_of(
         for part in complete:
             if length:
                 pending.write(part[: max(0, max_line_bytes - pending.tell())])
-                yield pending.getvalue(), length + len(part)
+                yield pending.getvalue(), length + len(part) + 1
                 pending = io.BytesIO()
                 length = 0
             else:
-                yield part[:max_line_bytes], len(part)
+                yield part[:max_line_bytes], len(part) + 1
         pending.write(rest[: max(0, max_line_bytes - pending.tell())])
         length += len(rest)
     if length:

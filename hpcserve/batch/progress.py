@@ -16,23 +16,23 @@ from rich.text import Text
 
 from hpcserve.batch.report import BatchReport
 
-#: 0 to 1 of the input that has been read, where its size is known.
-FractionRead = Callable[[], float | None]
+#: The decompressed size of the input, given the bytes read so far; None where it is not known.
+TotalBytes = Callable[[int], float | None]
 
 
 @contextmanager
 def shown(
-    report: BatchReport, fraction_read: FractionRead, stream: TextIO, *, log_interval_s: float
+    report: BatchReport, total_bytes: TotalBytes, stream: TextIO, *, log_interval_s: float
 ) -> Iterator[None]:
     """While the block runs, its report is shown on `stream`, as fits a terminal or a log."""
     if stream.isatty():
-        view = _Bar(report, fraction_read)
+        view = _Bar(report, total_bytes)
         with Live(view, console=Console(file=stream), refresh_per_second=4, transient=True):
             yield
         return
     stop = threading.Event()
     lines = threading.Thread(
-        target=_write_lines, args=(report, fraction_read, stream, log_interval_s, stop), daemon=True
+        target=_write_lines, args=(report, total_bytes, stream, log_interval_s, stop), daemon=True
     )
     lines.start()
     try:
@@ -42,21 +42,27 @@ def shown(
         lines.join()
 
 
-def progress_line(report: BatchReport, fraction_read: float | None) -> str:
+def progress_line(report: BatchReport, total_bytes: float | None) -> str:
     """Such as `1,234 rows (45%), 3 failed, 812 tokens/s, cache hits 34%, 2m10s left`."""
-    done = report.fraction_done(fraction_read)
-    left = report.seconds_left(fraction_read)
+    done = report.fraction_done(total_bytes)
+    left = report.seconds_left(total_bytes)
     parts = [f"{report.num_rows:,} rows" + (f" ({done:.0%})" if done is not None else "")]
     if report.num_failed:
         parts.append(f"{report.num_failed:,} failed")
     parts.append(f"{report.output_tokens_per_s:,.0f} tokens/s")
     parts.append(f"cache hits {report.cache_hit_rate:.0%}")
-    parts.append(f"{duration(left)} left" if left is not None else f"{duration(report.wall_s)} so far")
+    parts.append(
+        f"{duration(left)} left" if left is not None else f"{duration(report.wall_s)} so far"
+    )
     return ", ".join(parts)
 
 
-def summary(report: BatchReport, place: str) -> Group:
-    """The closing table."""
+def print_summary(report: BatchReport, place: str, stream: TextIO) -> None:
+    """The closing table, on a terminal in colour."""
+    Console(file=stream, soft_wrap=True).print(_summary(report, place))
+
+
+def _summary(report: BatchReport, place: str) -> Group:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -100,27 +106,31 @@ def _notes(report: BatchReport) -> Iterator[str]:
 class _Bar:
     """What rich draws again and again; it reads the report when it is asked to draw."""
 
-    def __init__(self, report: BatchReport, fraction_read: FractionRead) -> None:
+    def __init__(self, report: BatchReport, total_bytes: TotalBytes) -> None:
         self._report = report
-        self._fraction_read = fraction_read
+        self._total_bytes = total_bytes
 
     def __rich__(self) -> Table:
-        read = self._fraction_read()
-        done = self._report.fraction_done(read)
+        total = self._total_bytes(self._report.bytes_read)
+        done = self._report.fraction_done(total)
         row = Table.grid(padding=(0, 1), expand=True)
         row.add_column(ratio=1, min_width=10)
         row.add_column(no_wrap=True)
         bar = ProgressBar(total=1.0, completed=done or 0.0, pulse=done is None)
-        row.add_row(bar, progress_line(self._report, read))
+        row.add_row(bar, progress_line(self._report, total))
         return row
 
 
 def _write_lines(
     report: BatchReport,
-    fraction_read: FractionRead,
+    total_bytes: TotalBytes,
     stream: TextIO,
     interval_s: float,
     stop: threading.Event,
 ) -> None:
     while not stop.wait(interval_s):
-        print(f"batch: {progress_line(report, fraction_read())}", file=stream, flush=True)
+        print(
+            f"batch: {progress_line(report, total_bytes(report.bytes_read))}",
+            file=stream,
+            flush=True,
+        )

@@ -19,7 +19,7 @@ class BatchReport:
     errors: failed rows by code.  first_failure: line and message of the first one in the input.
     unused: columns of plain rows that mean nothing here -> rows that have them.
     other_models: models that rows name but this run does not serve -> rows.
-    bytes_read, bytes_finished: of the input, decompressed; their ratio tells the time left.
+    bytes_read, bytes_finished: of the input, decompressed.
     """
 
     num_ok: int = 0
@@ -82,15 +82,15 @@ class BatchReport:
         if self.first_failure is None or row.line < self.first_failure[0]:
             self.first_failure = (row.line, failure.message)
 
-    def fraction_done(self, fraction_read: float | None) -> float | None:
+    def fraction_done(self, total_bytes: float | None) -> float | None:
         """0 to 1 of the run, where the input's size is known."""
-        if fraction_read is None or not self.bytes_read:
+        if not total_bytes:
             return None
-        return min(1.0, fraction_read * self.bytes_finished / self.bytes_read)
+        return min(1.0, self.bytes_finished / total_bytes)
 
-    def seconds_left(self, fraction_read: float | None) -> float | None:
+    def seconds_left(self, total_bytes: float | None) -> float | None:
         """At the speed so far; None where it cannot be told."""
-        done = self.fraction_done(fraction_read)
+        done = self.fraction_done(total_bytes)
         if not done:
             return None
         return self.wall_s * (1.0 - done) / done
