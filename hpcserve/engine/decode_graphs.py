@@ -33,12 +33,25 @@ def ladder(max_rows: int) -> list[int]:
 
 
 @dataclass(frozen=True)
+class DecodeOutputs:
+    """In the graph's own memory: valid until the next replay.
+
+    logits: [num_rows, vocab_size].  slots: int64[num_rows].  positions: int64[num_rows], where
+    the token that is sampled from the logits stands.
+    """
+
+    logits: torch.Tensor
+    slots: torch.Tensor
+    positions: torch.Tensor
+
+
+@dataclass(frozen=True)
 class _Captured:
-    """inputs: int32[2, rows], slots and num_computed.  logits: [rows, vocab_size]."""
+    """inputs: int32[2, rows], slots and num_computed."""
 
     graph: torch.cuda.CUDAGraph
     inputs: torch.Tensor
-    logits: torch.Tensor
+    outputs: DecodeOutputs
 
 
 class DecodeGraphs:
@@ -70,11 +83,8 @@ class DecodeGraphs:
         for size in reversed(self._sizes):
             self._capture(size)
 
-    def run(self, slots: Int32Array, num_computed: Int32Array) -> torch.Tensor:
-        """Logits [num_rows, vocab_size] of a step of decode rows.
-
-        They stand in the graph's own memory: valid until the next `run`.
-        """
+    def run(self, slots: Int32Array, num_computed: Int32Array) -> DecodeOutputs:
+        """A step of decode rows: at most `max_rows` slots, their histories' lengths."""
         rows = len(slots)
         size = self._sizes[bisect.bisect_left(self._sizes, rows)]
         host = np.zeros((2, size), np.int32)
@@ -87,7 +97,8 @@ class DecodeGraphs:
         captured = self._graphs[size]
         captured.inputs.copy_(torch.from_numpy(host).pin_memory(), non_blocking=True)
         captured.graph.replay()
-        return captured.logits[:rows]
+        out = captured.outputs
+        return DecodeOutputs(out.logits[:rows], out.slots[:rows], out.positions[:rows])
 
     def _capture(self, size: int) -> None:
         # The rows of the warm-up are padding: they run every kernel and write nothing.
@@ -100,10 +111,10 @@ class DecodeGraphs:
         torch.cuda.current_stream(self._batch.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._memory):
-            logits = self._forward(inputs)
-        self._graphs[size] = _Captured(graph, inputs, logits)
+            outputs = self._forward(inputs)
+        self._graphs[size] = _Captured(graph, inputs, outputs)
 
-    def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
+    def _forward(self, inputs: torch.Tensor) -> DecodeOutputs:
         slots, num_computed = inputs
         size = len(slots)
         batch = self._batch
@@ -125,4 +136,5 @@ class DecodeGraphs:
         )
         self._backend.capture_plan(meta)
         ctx = ForwardContext(meta, self._backend, self._pool.layers)
-        return self._model.compute_logits(self._model(input_ids, positions, ctx))
+        logits = self._model.compute_logits(self._model(input_ids, positions, ctx))
+        return DecodeOutputs(logits, slots.long(), seq_lens.long())
