@@ -9,7 +9,7 @@ Prefills: one row at a time, in blocks of queries, each over the keys up to the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,12 @@ QUERY_BLOCK = 256
 #: A decode group holds rows up to this much longer than its shortest, ...
 LENGTH_RATIO, LENGTH_SLACK = 1.25, 64
 #: ... and gathers at most about so many bytes of keys.
-GROUP_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+GROUP_BYTES = {"cpu": 1 << 20, "cuda": 256 << 20}
 
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """Rows that share a gather.  rows: int64[n], or None where they are all rows in order.
+    """Rows that share a gather.  rows: int64[n], or None: the first n rows in order.
 
     pages: int64[n * pages a row].  mask: q's dtype, [n, 1, 1, tokens], -inf behind a row's end.
     """
@@ -50,24 +50,16 @@ class PrefillRow:
 
 
 class TorchSDPABackend(AttentionBackend):
-    caps: ClassVar[AttentionCaps] = AttentionCaps(
+    caps = AttentionCaps(
         devices=frozenset({"cpu", "cuda"}),
         page_sizes=frozenset({1, 16, 64}),
         head_dims=frozenset(range(1, 513)),
         dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     )
 
-    def __init__(
-        self, *, num_heads: int, num_kv_heads: int, head_dim: int, page_size: int, scale: float
-    ) -> None:
-        super().__init__(
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            page_size=page_size,
-            scale=scale,
-        )
-        self.group_size = num_heads // num_kv_heads
+    def __init__(self, **shape: Any) -> None:
+        super().__init__(**shape)
+        self.group_size = self.num_heads // self.num_kv_heads
         self._decodes: list[DecodeGroup] = []
         self._prefills: list[PrefillRow] = []
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -77,10 +69,7 @@ class TorchSDPABackend(AttentionBackend):
 
     def plan(self, meta: AttentionMetadata) -> None:
         lengths = meta.host_seq_lens
-        self._decodes = [
-            self._plan_group(meta, rows, lengths[rows] if rows is not None else lengths)
-            for rows in self._group_rows(meta)
-        ]
+        self._decodes = [self._plan_group(meta, rows) for rows in self._group_rows(meta)]
         ends = np.cumsum(meta.host_query_lens).tolist()
         self._prefills = []
         for row in range(meta.num_decodes, meta.num_rows):
@@ -93,7 +82,7 @@ class TorchSDPABackend(AttentionBackend):
             )
 
     def _group_rows(self, meta: AttentionMetadata) -> list[npt.NDArray[np.int64] | None]:
-        """Indices of the decode rows of each group; None: all of them, in order."""
+        """Indices of the decode rows of each group; None: one group of all, in order."""
         count = meta.num_decodes
         if count == 0:
             return []
@@ -112,19 +101,17 @@ class TorchSDPABackend(AttentionBackend):
             taken = max(1, int(np.searchsorted(sizes, budget, side="right")))
             groups.append(order[start : start + taken])
             start += taken
-        return [None] if len(groups) == 1 and meta.num_prefills == 0 else groups
+        return [None] if len(groups) == 1 else groups
 
     def _plan_group(
-        self,
-        meta: AttentionMetadata,
-        rows: npt.NDArray[np.int64] | None,
-        lengths: npt.NDArray[np.int32],
+        self, meta: AttentionMetadata, rows: npt.NDArray[np.int64] | None
     ) -> DecodeGroup:
         device = meta.page_table.device
-        table, index = meta.page_table, None
-        if rows is not None:
-            index = torch.from_numpy(rows).to(device)
-            table = table[index]
+        lengths = (
+            meta.host_seq_lens[: meta.num_decodes] if rows is None else meta.host_seq_lens[rows]
+        )
+        index = None if rows is None else torch.from_numpy(rows).to(device)
+        table = meta.page_table[: meta.num_decodes] if index is None else meta.page_table[index]
         num_rows = len(lengths)
         width = -(-int(lengths.max()) // self.page_size)
         seq_lens = torch.from_numpy(lengths.astype(np.int64)).to(device).unsqueeze(1)
@@ -150,7 +137,7 @@ class TorchSDPABackend(AttentionBackend):
         queries, grouped = q.view(shape), out.view(shape)
         for group in self._decodes:
             k, v = self._gather(k_cache, v_cache, group.pages)
-            rows = queries if group.rows is None else queries[group.rows]
+            rows = queries[: group.num_rows] if group.rows is None else queries[group.rows]
             attended = scaled_dot_product_attention(
                 rows,
                 k.view(group.num_rows, -1, self.num_kv_heads, self.head_dim).transpose(1, 2),
@@ -159,7 +146,7 @@ class TorchSDPABackend(AttentionBackend):
                 scale=self.scale,
             )
             if group.rows is None:
-                grouped.copy_(attended)
+                grouped[: group.num_rows].copy_(attended)
             else:
                 grouped[group.rows] = attended
         for row in self._prefills:
