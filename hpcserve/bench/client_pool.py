@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -51,12 +51,17 @@ class Load:
 
 @dataclass
 class LoadResult:
-    """records stand in the order of the requests.  cpu_shares: one per client process, 0 to 1."""
+    """records stand in the order of the requests.  cpu_s, wall_s: one per client process."""
 
     records: list[RequestRecord]
-    cpu_shares: list[float]
+    cpu_s: list[float]
+    wall_s: list[float]
     num_reads: int
-    start_s: float = field(default=0.0)
+
+    @property
+    def cpu_shares(self) -> list[float]:
+        """How much of a core each process used, 0 to 1."""
+        return [cpu / wall for cpu, wall in zip(self.cpu_s, self.wall_s, strict=True)]
 
 
 def run_load(
@@ -97,8 +102,12 @@ async def _run_load(
         for client in clients:
             await client.end()
     records = sorted((one for result in results for one in result.records), key=lambda r: r.index)
-    shares = [result.cpu_s / result.wall_s for result in results]
-    return LoadResult(records, shares, sum(result.num_reads for result in results), start)
+    return LoadResult(
+        records,
+        [result.cpu_s for result in results],
+        [result.wall_s for result in results],
+        sum(result.num_reads for result in results),
+    )
 
 
 def split(
@@ -148,7 +157,7 @@ class _Client:
             _MODULE,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env=_environment(),
+            env=child_environment(),
         )
         client = cls(process)
         await client._send(order)
@@ -197,7 +206,7 @@ class _Client:
             ) from None
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The child finds the same hpcserve, from whatever folder this one was started."""
     root = str(Path(__file__).resolve().parents[2])
     given = os.environ.get("PYTHONPATH")

@@ -39,12 +39,21 @@ class Target:
         path = parts.path.rstrip("/").removesuffix("/v1")
         return cls(parts.hostname, port or (443 if tls else 80), tls, path)
 
+    @property
+    def url(self) -> str:
+        """The base URL again, without /v1."""
+        return f"{'https' if self.tls else 'http'}://{self._authority}{self.prefix}"
+
+    @property
+    def _authority(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
     def head(self, method: str, path: str, headers: dict[str, str], length: int) -> bytes:
         """The head of a request whose body has `length` bytes of JSON."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
         lines = [
             f"{method} {self.prefix}{path} HTTP/1.1",
-            f"Host: {host}:{self.port}",
+            f"Host: {self._authority}",
             "Content-Type: application/json",
             f"Content-Length: {length}",
             *(f"{name}: {value}" for name, value in headers.items()),

@@ -36,6 +36,7 @@ class NullServer:
     each, over and over, as an engine without end would do it.  refuse_every: every n-th completion gets
     status 503.  break_every: every n-th stream is cut after two tokens.
     peak: most completions that were open at once.  seen: the bodies that came, where `keeps`.
+    port: where it listens; several processes may share one.
     """
 
     ttft_s: float = 0.0
@@ -56,9 +57,11 @@ class NullServer:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
-        """Listen on a free port of this machine; gives the base URL."""
+        """Listen on `port` of this machine (0: a free one); gives the base URL."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", 0, backlog=1024)
+        server = await loop.create_server(
+            lambda: _Connection(self), "127.0.0.1", self.port, backlog=1024, reuse_port=True
+        )
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield f"http://127.0.0.1:{self.port}"
@@ -175,7 +178,8 @@ class _Connection(asyncio.Protocol):
             self._send_json(200, {"choices": [choice], "usage": usage})
             return
         self._transport.write(
-            _HEAD % (200, b"text/event-stream; charset=utf-8") + b"Transfer-Encoding: chunked\r\n\r\n"
+            _HEAD % (200, b"text/event-stream; charset=utf-8")
+            + b"Transfer-Encoding: chunked\r\n\r\n"
         )
         pieces = _pieces(count, usage if request.get("stream_options") else None)
         if not self._server.itl_s and not breaks:
@@ -223,10 +227,12 @@ def main() -> None:
     import uvloop
 
     parser = argparse.ArgumentParser(description="a server without a model")
+    parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--ttft-s", type=float, default=0.0)
     parser.add_argument("--itl-s", type=float, default=0.0)
     chosen = parser.parse_args()
-    uvloop.run(_serve_forever(NullServer(chosen.ttft_s, chosen.itl_s, keeps=False)))
+    server = NullServer(chosen.ttft_s, chosen.itl_s, keeps=False, port=chosen.port)
+    uvloop.run(_serve_forever(server))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpcserve import registry
+from hpcserve.bench.record import RequestRecord
 from hpcserve.bench.request import BenchRequest
 from hpcserve.bench.token_source import TokenSource
 from hpcserve.config.option import option, options_of
@@ -34,6 +35,10 @@ class Workload(ABC):
     @abstractmethod
     def build(self, source: TokenSource) -> list[BenchRequest]:
         """All requests, in the order in which they are to be sent."""
+
+    def judge(self, requests: list[BenchRequest], records: list[RequestRecord]) -> dict[str, Any]:
+        """More figures of a run, for workloads whose answers can be right or wrong."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """Every parameter, for the report."""

@@ -34,9 +34,7 @@ class MultiTurnWorkload(Workload):
             raise ConfigError(f"the think time {self.think_time_s} is negative")
 
     def build(self, source: TokenSource) -> list[BenchRequest]:
-        return [
-            request for chat in range(self.num_chats) for request in self._chat(chat, source)
-        ]
+        return [request for chat in range(self.num_chats) for request in self._chat(chat, source)]
 
     def _chat(self, chat: int, source: TokenSource) -> list[BenchRequest]:
         requests = []

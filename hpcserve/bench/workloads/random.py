@@ -15,8 +15,8 @@ from hpcserve.config.option import option
 class RandomWorkload(CountedWorkload):
     """Lengths are uniform in [range_ratio * len, len]; ratio 1 makes all requests equal."""
 
-    input_len: int = option(1024, "--input-len", "--random-input-len", help="tokens of a prompt")
-    output_len: int = option(128, "--output-len", "--random-output-len", help="tokens of an answer")
+    input_len: int = option(1024, "--input-len", help="tokens of a prompt")
+    output_len: int = option(128, "--output-len", help="tokens of an answer")
     range_ratio: float = option(
         1.0, "--range-ratio", help="shortest length as a share of the longest, in (0, 1]"
     )
