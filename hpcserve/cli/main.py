@@ -44,7 +44,9 @@ class VerbGroup(click.Group):
             ctx.fail(_unknown_verb(args[0], self.list_commands(ctx)))
         return super().resolve_command(ctx, args)
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(  # type: ignore[override]
+        self, *args: Any, standalone_mode: bool = True, **extra: Any
+    ) -> Any:
         """click's own `main`, but for how an error is shown."""
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **extra)

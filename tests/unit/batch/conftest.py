@@ -23,12 +23,12 @@ class EchoEngine:
     """
 
     limits = EngineLimits(max_running_requests=16, max_total_tokens=4096)
-    fields = {CHAT_URL: _FIELDS | {"messages"}, COMPLETION_URL: _FIELDS | {"prompt"}}
     sampling_fields = _FIELDS
     model_names = frozenset({"echo"})
     context_length = 100
 
     def __init__(self) -> None:
+        self.fields = {CHAT_URL: _FIELDS | {"messages"}, COMPLETION_URL: _FIELDS | {"prompt"}}
         self.num_running = 0
         self.max_running = 0
         self.max_tokens_running = 0
