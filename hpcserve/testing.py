@@ -102,7 +102,9 @@ class StepDriver:
             NewRequest(
                 slot=slot,
                 token_ids=np.array(token_ids, dtype=np.int32),
-                num_prompt_tokens=len(token_ids) if num_prompt_tokens is None else num_prompt_tokens,
+                num_prompt_tokens=len(token_ids)
+                if num_prompt_tokens is None
+                else num_prompt_tokens,
                 page_ids=np.array(shared_pages, dtype=np.int32),
                 params=params,
                 seed=seed,
