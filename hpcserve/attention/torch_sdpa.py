@@ -9,6 +9,7 @@ Prefills: one row at a time, in blocks of queries, each over the keys up to the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -56,17 +57,9 @@ class TorchSDPABackend(AttentionBackend):
         dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     )
 
-    def __init__(
-        self, *, num_heads: int, num_kv_heads: int, head_dim: int, page_size: int, scale: float
-    ) -> None:
-        super().__init__(
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            page_size=page_size,
-            scale=scale,
-        )
-        self.group_size = num_heads // num_kv_heads
+    def __init__(self, **shape: Any) -> None:
+        super().__init__(**shape)
+        self.group_size = self.num_heads // self.num_kv_heads
         self._decodes: list[DecodeGroup] = []
         #: int64[num_decodes]: row of the step of each row of the groups; None: the same.
         self._order: torch.Tensor | None = None

@@ -55,28 +55,30 @@ class InputBatch:
         self.token_buffer[request.slot, : len(tokens)] = tokens
         self.page_table[request.slot, : len(pages)] = pages
 
+    def write_pages(self, step: SchedulerOutput) -> None:
+        """Apply the step's changes of page tables."""
+        if len(step.new_page_ids):
+            slots, indices, page_ids = pack_to_device(
+                [step.new_page_slots, step.new_page_indices, step.new_page_ids], self.device
+            )
+            self.page_table[slots.long(), indices.long()] = page_ids
+
     def prepare(self, step: SchedulerOutput) -> StepInputs | None:
         """Apply the step's new pages and lay out its rows; None where there are none."""
         sample_rows = np.flatnonzero(step.samples)
         ends = np.cumsum(step.num_scheduled, dtype=np.int32)
         seq_lens = step.num_computed + step.num_scheduled
-        slots, computed, scheduled, page_slots, page_indices, page_ids, last, picked = (
-            pack_to_device(
-                [
-                    step.slots,
-                    step.num_computed,
-                    step.num_scheduled,
-                    step.new_page_slots,
-                    step.new_page_indices,
-                    step.new_page_ids,
-                    ends[sample_rows] - 1,
-                    sample_rows.astype(np.int32),
-                ],
-                self.device,
-            )
+        self.write_pages(step)
+        slots, computed, scheduled, last, picked = pack_to_device(
+            [
+                step.slots,
+                step.num_computed,
+                step.num_scheduled,
+                ends[sample_rows] - 1,
+                sample_rows.astype(np.int32),
+            ],
+            self.device,
         )
-        if len(step.new_page_ids):
-            self.page_table[page_slots.long(), page_indices.long()] = page_ids
         if len(step.slots) == 0:
             return None
         num_tokens = int(ends[-1])
@@ -129,9 +131,9 @@ class InputBatch:
         )
         return meta, input_ids
 
-    def store(self, inputs: StepInputs, token_ids: torch.Tensor) -> None:
-        """Write the sampled tokens (int64) where the next step will read them."""
-        self.token_buffer[inputs.sample_slots, inputs.sample_positions] = token_ids.int()
+    def store(self, slots: torch.Tensor, positions: torch.Tensor, token_ids: torch.Tensor) -> None:
+        """Write sampled tokens where the next step will read them.  All int64[n]."""
+        self.token_buffer[slots, positions] = token_ids.int()
 
     def tokens_at(self, slot: int, start: int, end: int) -> torch.Tensor:
         """int64: the tokens of a slot at positions [start, end)."""

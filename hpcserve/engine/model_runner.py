@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hpcserve.attention.base import AttentionBackend
+from hpcserve.engine.decode_graphs import DecodeGraphs
 from hpcserve.engine.executor import StepHandle
 from hpcserve.engine.input_batch import InputBatch, StepInputs
 from hpcserve.engine.prompt_logprobs import PromptLogprobs
@@ -52,6 +53,7 @@ class ModelRunner:
             max_slots=max_slots, vocab_size=vocab_size, eos_token_ids=eos_token_ids, device=device
         )
         self.prompt_logprobs = PromptLogprobs()
+        self._graphs: DecodeGraphs | None = None
         self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def submit(self, step: SchedulerOutput) -> StepHandle:
@@ -62,8 +64,20 @@ class ModelRunner:
                 return FinishedStep(tensors)
             return CudaStep(tensors, self._copy_stream)
 
+    def capture_graphs(self, backend: AttentionBackend, max_rows: int) -> None:
+        """Capture decode steps of up to `max_rows` rows, which then attend with `backend`."""
+        self._graphs = DecodeGraphs(
+            model=self.model, pool=self.pool, backend=backend, batch=self.batch, max_rows=max_rows
+        )
+        with torch.inference_mode():
+            self._graphs.capture_all()
+
     def _run(self, step: SchedulerOutput) -> StepTensors:
-        inputs = self.prepare(step)
+        self._apply(step)
+        graphs = self._graphs
+        if graphs is not None and 0 < len(step.slots) == step.num_decodes <= graphs.max_rows:
+            return self._replay(graphs, step)
+        inputs = self.batch.prepare(step)
         if inputs is None:
             return StepTensors(step.step_id, 0, np.zeros(0, dtype=np.int64))
         hidden = self.forward(inputs)
@@ -77,11 +91,19 @@ class ModelRunner:
             step.step_id, len(step.slots), inputs.sample_rows, token_ids, logprobs, prompts
         )
 
-    def prepare(self, step: SchedulerOutput) -> StepInputs | None:
-        """Apply what changed (released slots, new requests, new pages) and lay out the rows.
+    def _replay(self, graphs: DecodeGraphs, step: SchedulerOutput) -> StepTensors:
+        """A step of decodes alone, as a captured graph."""
+        self.batch.write_pages(step)
+        out = graphs.run(step.slots, step.num_computed)
+        token_ids, logprobs = self.sampler.sample(
+            out.logits, step.slots, step.num_computed + 1, out.slots, out.positions
+        )
+        self.batch.store(out.slots, out.positions, token_ids)
+        rows = np.arange(len(step.slots))
+        return StepTensors(step.step_id, len(rows), rows, token_ids, logprobs)
 
-        Returns None for a step without rows.
-        """
+    def _apply(self, step: SchedulerOutput) -> None:
+        """Free the slots that were released, fill those of new requests."""
         for slot in step.released_slots:
             self._release(slot)
         for request in step.new_requests:
@@ -89,7 +111,6 @@ class ModelRunner:
             self.batch.add(request)
             self.sampler.add(request)
             self.prompt_logprobs.add(request)
-        return self.batch.prepare(step)
 
     def _release(self, slot: int) -> None:
         self.sampler.release(slot)
@@ -116,5 +137,5 @@ class ModelRunner:
             inputs.sample_slots,
             inputs.sample_positions,
         )
-        self.batch.store(inputs, token_ids)
+        self.batch.store(inputs.sample_slots, inputs.sample_positions, token_ids)
         return token_ids, logprobs

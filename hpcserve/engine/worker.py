@@ -57,11 +57,15 @@ class Worker:
             self.setup = _settle(config, tp or TensorParallel())
         with self._timed("weights"):
             model = load_model(self.setup)
-        backend = self._backend(model)
+        names = self.setup.config.backend
+        backend = self._backend(model, names.prefill_attention_backend or names.attention_backend)
         with self._timed("profile"):
             num_pages = self._num_pages(model, backend)
         with self._timed("kv_cache"):
             self.runner = self._runner(model, backend, num_pages)
+        if self.setup.device.type == "cuda" and names.enable_cuda_graph:
+            with self._timed("cuda_graphs"):
+                self._capture_graphs(model, backend)
         self.info = WorkerInfo(
             num_pages=num_pages,
             vocab_size=self.setup.checkpoint.vocab_size,
@@ -82,10 +86,20 @@ class Worker:
             torch.cuda.synchronize(self.setup.device)
         self._timings_s[phase] = time.perf_counter() - started
 
-    def _backend(self, model: CausalLM) -> AttentionBackend:
-        config, page_size = self.setup.config, self.setup.config.cache.page_size
+    def _capture_graphs(self, model: CausalLM, prefill_backend: AttentionBackend) -> None:
+        config = self.setup.config
+        name = config.backend.decode_attention_backend
+        backend = prefill_backend if name is None else self._backend(model, name)
+        if not backend.caps.cuda_graph:
+            return
+        largest = config.backend.cuda_graph_max_bs or config.scheduler.max_running_requests
+        max_rows = min(largest, config.scheduler.max_running_requests)
+        self.runner.capture_graphs(backend, max_rows)
+
+    def _backend(self, model: CausalLM, name: str) -> AttentionBackend:
+        page_size = self.setup.config.cache.page_size
         chosen = choose_attention(
-            config.backend.attention_backend,
+            name,
             device=self.setup.device,
             page_size=page_size,
             head_dim=model.head_dim,
@@ -97,6 +111,7 @@ class Worker:
             head_dim=model.head_dim,
             page_size=page_size,
             scale=model.head_dim**-0.5,
+            dtype=self.setup.dtype,
         )
 
     def _runner(self, model: CausalLM, backend: AttentionBackend, num_pages: int) -> ModelRunner:
