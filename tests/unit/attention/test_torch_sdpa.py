@@ -110,7 +110,7 @@ def test_long_row_does_not_stretch_the_others(monkeypatch):
     assert padded < 1.5 * (-(-lengths // 16) * 16).sum()
     monkeypatch.setitem(torch_sdpa.GROUP_BYTES, "cpu", 1)
     backend.plan(meta)
-    assert [group.num_rows for group in backend._decodes] == [1] * len(lengths)
+    assert [group.stop - group.start for group in backend._decodes] == [1] * len(lengths)
 
 
 def test_row_alone_equals_row_in_a_batch():
