@@ -27,7 +27,8 @@ class AbortBody(BaseModel):
     abort_all: bool = False
 
 
-@router.api_route("/generate", methods=["POST", "PUT"], openapi_extra=takes(GenerateBody))
+@router.put("/generate", include_in_schema=False)
+@router.post("/generate", openapi_extra=takes(GenerateBody))
 async def generate(request: Request) -> Response:
     """Continue one prompt or several, given as text or as token ids."""
     context = context_of(request)

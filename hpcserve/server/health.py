@@ -36,7 +36,8 @@ async def health_generate(request: Request) -> Response:
     return Response()
 
 
-@router.api_route("/flush_cache", methods=["GET", "POST"])
+@router.get("/flush_cache", include_in_schema=False)
+@router.post("/flush_cache")
 async def flush_cache(request: Request) -> Response:
     """Drop every page of the KV cache that no request uses."""
     await context_of(request).client.flush_cache()

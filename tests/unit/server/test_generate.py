@@ -62,7 +62,7 @@ def test_stream_grows_from_the_beginning(serve):
         assert chunks[-1]["output_ids"] == [*"hé".encode(), 257]
         assert chunks[-1]["meta_info"]["completion_tokens"] == 4
 
-    serve(scenario)
+    serve(scenario, step_delay_s=0.03)
 
 
 def test_logprobs(serve):

@@ -6,6 +6,7 @@ import sys
 import time
 
 import httpx
+import psutil
 import pytest
 
 from hpcserve.errors import PortInUseError, UsageError
@@ -128,7 +129,8 @@ def test_ctrl_c_while_it_starts(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(2)
+    while not psutil.Process(process.pid).children():  # until it waits for its engine
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=10)
     assert process.returncode == 130, err
