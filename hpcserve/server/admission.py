@@ -62,6 +62,11 @@ async def _news(
     streams: list[RequestStream], first: RequestOutput
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     try:
+        if len(streams) == 1:  # nearly always, and once per token: no generators in between
+            yield 0, first
+            async for output in streams[0]:
+                yield 0, output
+            return
         async with aclosing(merged([with_first(first, streams[0]), *streams[1:]])) as news:
             async for number, output in news:
                 yield number, output

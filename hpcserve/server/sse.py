@@ -67,10 +67,6 @@ async def merged(
     streams: Sequence[AsyncIterator[RequestOutput]],
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """(number of the stream, news) of all of them, as they come."""
-    if len(streams) == 1:
-        async for output in streams[0]:
-            yield 0, output
-        return
     waiting = {asyncio.ensure_future(anext(s)): number for number, s in enumerate(streams)}
     try:
         while waiting:
