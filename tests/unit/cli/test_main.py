@@ -43,7 +43,9 @@ def test_version() -> None:
     assert result.output.strip() == f"hpcserve, version {__version__}"
 
 
-@pytest.mark.parametrize("args", [["--help"], ["serve", "-h"], ["batch", "--help"], ["batch", "show", "-h"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["serve", "-h"], ["batch", "--help"], ["batch", "show", "-h"]]
+)
 def test_help(args: list[str]) -> None:
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 0

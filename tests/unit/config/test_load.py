@@ -49,9 +49,7 @@ def test_command_line_wins_over_environment_over_file_over_default(tmp_path: Pat
         ("stop: [a, b]", "stop", ("a", "b")),
     ],
 )
-def test_a_file_may_use_either_dialect(
-    tmp_path: Path, text: str, name: str, value: object
-) -> None:
+def test_a_file_may_use_either_dialect(tmp_path: Path, text: str, name: str, value: object) -> None:
     settings = resolve(ALL, given={}, file=_file(tmp_path, text), environ={})
     assert settings[name].value == value
 
@@ -76,7 +74,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
 
 
 def test_a_wrong_variable_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="HPCSERVE_PORT.*whole number"):
+    with pytest.raises(ConfigError, match=r"HPCSERVE_PORT.*whole number"):
         resolve(ALL, given={}, environ={"HPCSERVE_PORT": "http"})
 
 
