@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.client import EngineClient
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE
+from hpcserve.ipc.messages import Int32Array
 from hpcserve.outputs import RequestOutput
 from hpcserve.protocol.adapter import (
     EngineInput,
@@ -34,8 +38,11 @@ _USUAL_OUTPUT_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
+    """ids: the prompts' tokens, checked, as they are sent."""
+
     body: ChatBody | CompletionBody
     inputs: list[EngineInput]
+    ids: list[Int32Array]
 
 
 class ClientEngine:
@@ -46,6 +53,10 @@ class ClientEngine:
         self._tokenizer = client.tokenizer
         self._model_name = model_name
         self.model_names = model_names
+        # Drawing each answer's id from the system would let go of the interpreter every time.
+        self._run_id = uuid.uuid4().hex[:24]
+        self._numbers = itertools.count()
+        self._created = int(time.time())
         self.fields = {
             CHAT_URL: frozenset(ChatBody.model_fields),
             COMPLETION_URL: frozenset(CompletionBody.model_fields),
@@ -68,16 +79,16 @@ class ClientEngine:
         else:
             parsed = parse_body(CompletionBody, body)
             inputs = completion_inputs(parsed, self._tokenizer)
-        for one in inputs:
-            self._client.check(one.prompt_token_ids, one.params)
-        return PreparedRequest(sum(map(_num_tokens, inputs)), _Prepared(parsed, inputs))
+        ids = [self._client.check(one.prompt_token_ids, one.params) for one in inputs]
+        return PreparedRequest(sum(map(_num_tokens, inputs)), _Prepared(parsed, inputs, ids))
 
     async def answer(self, request: PreparedRequest) -> RowAnswer:
         prepared: _Prepared = request.payload
-        if len(prepared.inputs) == 1:
-            outputs = [await self._complete(prepared.inputs[0])]
+        pairs = zip(prepared.ids, prepared.inputs, strict=True)
+        if len(prepared.ids) == 1:
+            outputs = [await self._complete(*next(pairs))]
         else:
-            outputs = list(await asyncio.gather(*map(self._complete, prepared.inputs)))
+            outputs = list(await asyncio.gather(*(self._complete(*pair) for pair in pairs)))
         return RowAnswer(
             body=self._body(prepared, outputs),
             num_prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
@@ -85,17 +96,21 @@ class ClientEngine:
             num_cached_tokens=sum(output.num_cached_tokens for output in outputs),
         )
 
-    async def _complete(self, one: EngineInput) -> RequestOutput:
+    async def _complete(self, ids: Int32Array, one: EngineInput) -> RequestOutput:
         # A row's `rid` is left out: two rows may have the same.
-        return await self._client.complete(one.prompt_token_ids, one.params, priority=one.priority)
+        return await self._client.complete(ids, one.params, priority=one.priority)
 
     def _body(self, prepared: _Prepared, outputs: list[RequestOutput]) -> Any:
         body, inputs = prepared.body, prepared.inputs
         if isinstance(body, ChatBody):
-            head = ResponseHead.new("chatcmpl", self._model_name)
+            head = self._head("chatcmpl")
             return chat_response(body, inputs[0], outputs[0], self._tokenizer, head)
-        head = ResponseHead.new("cmpl", self._model_name)
+        head = self._head("cmpl")
         return completion_response(body, inputs, outputs, self._tokenizer, head)
+
+    def _head(self, prefix: str) -> ResponseHead:
+        number = next(self._numbers)
+        return ResponseHead(f"{prefix}-{self._run_id}{number:08x}", self._model_name, self._created)
 
 
 @asynccontextmanager

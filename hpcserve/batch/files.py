@@ -73,14 +73,12 @@ def check_paths(input_name: str, output_name: str, *, overwrite: bool) -> None:
 def _check_input(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"the input {path} is a folder; name a file")
-    try:
-        with path.open("rb") as stream:
-            empty = path.is_file() and not stream.read(1)
-    except FileNotFoundError:
-        raise InputError(f"there is no input file {path}") from None
-    except OSError as error:
-        raise InputError(f"cannot read the input {path}: {error.strerror}") from error
-    if empty:
+    if not path.exists():
+        raise InputError(f"there is no input file {path}")
+    # Not by opening it: a pipe's writer would take that for its reader, and its end.
+    if not os.access(path, os.R_OK):
+        raise InputError(f"cannot read the input {path}: Permission denied")
+    if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"the input {path} is empty")
 
 

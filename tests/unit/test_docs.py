@@ -44,7 +44,7 @@ def _commands(text: str) -> Iterator[str]:
 def _unknown(command: str) -> list[str]:
     """Words of a call that hpcserve does not know: its verb, or flags."""
     words = shlex.split(command)[1:]
-    ctx = click.Context(main)
+    ctx = click.Context(main, **main.context_settings)
     names = [word for word in words[:1] if not word.startswith("-")]
     verb = main.get_command(ctx, names[0]) if names else main
     if verb is None:

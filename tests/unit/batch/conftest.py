@@ -13,7 +13,9 @@ from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer
 from hpcserve.batch.row import CHAT_URL, COMPLETION_URL
 from hpcserve.errors import ContextLengthError, EngineDeadError, InvalidParameterError
 
-_FIELDS = frozenset({"model", "max_tokens", "temperature", "seed", "top_p", "stop", "n"})
+_FIELDS = frozenset(
+    {"model", "max_tokens", "max_completion_tokens", "temperature", "seed", "top_p", "stop", "n"}
+)
 
 
 class EchoEngine:
