@@ -146,7 +146,9 @@ class _Client:
         assert process.stdin is not None and process.stdout is not None
         self._process = process
         self._stdin, self._stdout = process.stdin, process.stdout
-        self._decoder = msgspec.msgpack.Decoder(ClientMessage)
+        self._decoder: msgspec.msgpack.Decoder[ClientMessage] = msgspec.msgpack.Decoder(
+            ClientMessage
+        )
         self.num_done = 0
 
     @classmethod

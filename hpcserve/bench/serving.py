@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class ServingPlan:
     timeout_s: float = 3600.0
     goodput: Goodput | None = None
     cost: ModelCost | None = None
-    hardware: Hardware = Hardware()
+    hardware: Hardware = field(default_factory=Hardware)
     profile: Path | None = None
 
 

@@ -133,7 +133,7 @@ def offline(ctx: click.Context, /, **params: Any) -> None:
         warmup=params["warmup"],
         frontend=params["frontend"],
         hardware=_hardware(params),
-        save_trace=params["save_trace"],
+        trace_file=params["save_trace"],
         say=_note,
     )
     result = {"benchmark": "offline", "preset": params["preset"], **outcome}
@@ -236,7 +236,9 @@ def startup(
 @command.command("self-test")
 @click.option("--streams", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=2000, show_default=True)
-@click.option("--servers", type=click.IntRange(1), default=None, help="null servers (default: half of the cores, at most 4)")  # fmt: skip
+@click.option(
+    "--servers", type=click.IntRange(1), help="null servers (default: half of the cores, at most 4)"
+)
 @click.option("--client-processes", type=click.IntRange(1), default=1, show_default=True)
 def self_test(streams: int, tokens: int, servers: int | None, client_processes: int) -> None:
     """Flood the client from null servers: how many chunks a second can one process take?"""
