@@ -22,19 +22,25 @@ class Case:
 
     def make(self, device: str, dtype: torch.dtype, seed: int = 0) -> tuple[torch.Tensor, ...]:
         """(logits, temperature, top_k, top_p, min_p, seeds, positions), fresh for each seed."""
-        random = torch.Generator().manual_seed(seed)
+        random = torch.Generator(device).manual_seed(seed)
         rows = self.batch
-        logits = (torch.randn(rows, self.vocab, generator=random) * self.spread).to(dtype)
-        tensors = (
-            logits,
-            torch.full((rows,), self.temperature),
-            torch.full((rows,), self.top_k, dtype=torch.int32),
-            torch.full((rows,), self.top_p),
-            torch.full((rows,), self.min_p),
-            torch.randint(-(2**62), 2**62, (rows,), generator=random),
-            torch.randint(0, 1 << 17, (rows,), generator=random),
+        logits = torch.randn(rows, self.vocab, generator=random, device=device) * self.spread
+
+        def column(value: float, kind: torch.dtype = torch.float32) -> torch.Tensor:
+            return torch.full((rows,), value, dtype=kind, device=device)
+
+        def integers(low: int, high: int) -> torch.Tensor:
+            return torch.randint(low, high, (rows,), generator=random, device=device)
+
+        return (
+            logits.to(dtype),
+            column(self.temperature),
+            column(self.top_k, torch.int32),
+            column(self.top_p),
+            column(self.min_p),
+            integers(-(2**62), 2**62),
+            integers(0, 1 << 17),
         )
-        return tuple(tensor.to(device) for tensor in tensors)
 
 
 _KINDS: dict[str, dict[str, float]] = {
