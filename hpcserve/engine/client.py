@@ -61,6 +61,8 @@ class EngineClient:
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.dead: EngineDeadError | None = None
+        #: Set when the engine is gone.
+        self.died = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
         self._processor = OutputProcessor()
@@ -229,9 +231,7 @@ class EngineClient:
         self, prompt_token_ids: Sequence[int] | Int32Array, params: SamplingParams
     ) -> Int32Array:
         """The prompt as it is sent. Raises what `submit` raises for a request that cannot run."""
-        self._check_alive()
-        if self._closed or not self._admits:
-            raise EngineError("the server is shutting down and takes no more requests")
+        self.check_admits()
         ready = self.ready
         params.validate(vocab_size=ready.vocab_size)
         num_tokens = len(prompt_token_ids)
@@ -251,6 +251,12 @@ class EngineClient:
                 f"(the vocabulary has {ready.vocab_size})",
             )
         return ids
+
+    def check_admits(self) -> None:
+        """Raise EngineError where no request is taken: the engine is gone, or drains."""
+        self._check_alive()
+        if self._closed or not self._admits:
+            raise EngineError("the server is shutting down and takes no more requests")
 
     def abort(self, name: str) -> bool:
         """End a request by its name; its reader gets the finish reason abort."""
@@ -335,6 +341,7 @@ class EngineClient:
         if self.dead is not None or self._closed:
             return
         self.dead = EngineDeadError(f"the engine is gone ({message.role}): {message.reason}")
+        self.died.set()
         if not self._ready.done():
             self._ready.set_exception(start_error(message))
         self._fail_all(self.dead)

@@ -158,14 +158,16 @@ class OpenRequest:
         return self.num_open == 0 or self.error is not None
 
     def take(self) -> RequestOutput | None:
-        """News, or None where there is none. Raises the request's error where it failed."""
+        """News, or None where there is none. Raises the request's error once its news are out."""
         self._notified = False
-        if self.error is not None:
+        if self.error is not None and not self.streams:
             raise self.error
-        if self._exhausted or not (self.streams or self.finished):
+        if self._exhausted or not (self.streams or self.num_open == 0):
             return None
         news = [answer.take() for answer in self.answers if answer.has_news]
-        self._exhausted = self.finished
+        if not news and self.error is not None:
+            raise self.error
+        self._exhausted = self.num_open == 0
         if not news:
             return None
         # An answer that has ended says so once.

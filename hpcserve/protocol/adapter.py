@@ -131,7 +131,7 @@ def completion_inputs(body: CompletionBody, tokenizer: Tokenizer) -> list[Engine
     params = sampling_params(
         body,
         # With echo, 0 asks for the prompt alone; the engine always makes one token.
-        max_tokens=1 if _only_prompt(body) else asked,
+        max_tokens=1 if asks_only_prompt(body) else asked,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
     )
@@ -169,7 +169,7 @@ def completion_response(
             choices.append(choice)
     usage = make_usage(
         sum(len(output.prompt_token_ids) for output in outputs),
-        0 if _only_prompt(body) else sum(output.num_output_tokens for output in outputs),
+        0 if asks_only_prompt(body) else sum(output.num_output_tokens for output in outputs),
         sum(output.num_cached_tokens for output in outputs),
     )
     return CompletionResponse(head.id, head.created, head.model, choices, usage)
@@ -184,18 +184,19 @@ def completion_choice(
 ) -> CompletionChoice:
     text, ids = answer.text, list(answer.token_ids)
     entries: list[TokenLogprob | None] = list(answer.logprobs or ())
-    if _only_prompt(body):
+    if asks_only_prompt(body):
         text, ids, entries = "", [], []
     if body.echo:
         text = echoed_text(body, prompt, tokenizer) + text
         ids = [*prompt.prompt_token_ids, *ids]
         entries = [None, *(prompt_logprobs or ()), *entries]
     found = None if body.logprobs is None else completion_logprobs(entries, ids, tokenizer)
-    reason = "length" if _only_prompt(body) else answer.finish_reason
+    reason = "length" if asks_only_prompt(body) else answer.finish_reason
     return CompletionChoice(answer.index, text, reason, found, answer.stop_reason)
 
 
-def _only_prompt(body: CompletionBody) -> bool:
+def asks_only_prompt(body: CompletionBody) -> bool:
+    """With echo and no tokens: the client wants the prompt, most often its log-probabilities."""
     return bool(body.echo) and body.max_tokens == 0
 
 

@@ -189,8 +189,18 @@ def test_closing_keeps_the_text_so_far(tokenizer):
 def test_an_error_is_raised_to_the_reader(tokenizer):
     reader = Reader(tokenizer)
     reader.step([ord("a")])
+    reader.processor.process(EngineCoreOutputs([0], [ord("b")], []))
     assert reader.processor.close(reader.request, EngineDeadError("gone")) == [0]
-    assert reader.num_told == 2
+    assert reader.request.take().outputs[0].text == "b"  # what came before it is not lost
+    for _ in range(2):
+        with pytest.raises(EngineDeadError, match="gone"):
+            reader.request.take()
+    whole = Reader(tokenizer, streams=False, stop=("x",))
+    whole.step([ord("a")])
+    whole.processor.close(whole.request, EngineDeadError("gone"))
+    assert whole.num_told == 1
+    with pytest.raises(EngineDeadError):
+        whole.request.take()
     with pytest.raises(EngineDeadError, match="gone"):
         reader.request.take()
     assert reader.processor.take_finished() == ["name"]
