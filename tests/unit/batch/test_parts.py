@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpcserve.batch import seen_ids
@@ -52,6 +52,7 @@ def test_lines_are_those_of_split_however_they_arrive(data: bytes, block: int, l
 
 
 @given(st.lists(st.lists(st.one_of(st.none(), st.integers(0, 30), st.text(max_size=1)))))
+@settings(max_examples=40)
 def test_seen_ids_is_a_set(chunks: list[list[Any]]) -> None:
     limit, seen_ids._RECENT_LIMIT = seen_ids._RECENT_LIMIT, 4
     try:
