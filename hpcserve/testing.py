@@ -160,7 +160,9 @@ class StepDriver:
         import torch
 
         with torch.inference_mode():
-            inputs = self.runner.prepare(self.step(rows, num_decodes))
+            step = self.step(rows, num_decodes)
+            self.runner.apply(step)
+            inputs = self.runner.batch.prepare(step)
             if inputs is None:
                 return []
             logits = self.runner.model.compute_logits(self.runner.forward(inputs))

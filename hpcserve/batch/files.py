@@ -275,7 +275,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def lines_of(
-    source: InputFile, *, block_bytes: int = 1 << 20, max_line_bytes: int
+    source: InputFile, *, block_bytes: int = 1 << 18, max_line_bytes: int
 ) -> Iterator[tuple[bytes, int]]:
     """Every line without its newline, and its length in bytes with it.
 

@@ -233,6 +233,20 @@ def startup(
     print_json(result)
 
 
+@command.command("make-model")
+@click.argument("shape")
+@click.argument("folder", type=click.Path(path_type=Path))
+def make_model(shape: str, folder: Path) -> None:
+    """Write a model FOLDER of a known SHAPE without weights, for --load-format dummy.
+
+    Shapes: llama-3.1-8b, llama-3.1-70b, qwen2.5-14b, qwen3-0.6b.
+    """
+    from hpcserve.bench.stand_in import make_stand_in
+
+    make_stand_in(shape, folder)
+    _note(f"wrote {folder}; run it with --model {folder} --load-format dummy")
+
+
 @command.command("self-test")
 @click.option("--streams", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--tokens", type=click.IntRange(1), default=2000, show_default=True)

@@ -27,4 +27,4 @@ def command(ctx: click.Context, /, model_argument: str | None, **_: Any) -> None
     # Here and not above: `--help` and a mistake in the options must not wait for it.
     from hpcserve.server.run import run_server
 
-    run_server(engine, server)
+    ctx.exit(run_server(engine, server))

@@ -17,6 +17,7 @@ import numpy as np
 
 from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
+from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
 from hpcserve.engine.supervisor import CORE_MODULE, CoreProcess, exit_reason, start_error
@@ -46,6 +47,9 @@ from hpcserve.ipc.messages import (
 from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
 from hpcserve.tokenizer.tokenizer import Tokenizer
+
+# Faces import the engine from here alone.
+__all__ = ["CORE_MODULE", "EngineClient", "RequestStream"]
 
 _CONTROL_TIMEOUT_S = 30.0
 #: The core's last words travel by another way than the news of its end: they may come later.
@@ -103,6 +107,17 @@ class EngineClient:
             await client.close()
             raise
         return client
+
+    @classmethod
+    async def open(
+        cls, config: EngineConfig, *, module: str = CORE_MODULE, timeout_s: float | None = None
+    ) -> EngineClient:
+        """`start` from what a user wrote: finds the model's folder and reads its tokenizer.
+
+        Raises also ModelNotFoundError and TokenizerError.
+        """
+        config = with_model_folder(config)
+        return await cls.start(config, load_tokenizer(config), module=module, timeout_s=timeout_s)
 
     @classmethod
     async def connect(

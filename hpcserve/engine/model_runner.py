@@ -73,7 +73,7 @@ class ModelRunner:
             self._graphs.capture_all()
 
     def _run(self, step: SchedulerOutput) -> StepTensors:
-        self._apply(step)
+        self.apply(step)
         graphs = self._graphs
         if graphs is not None and 0 < len(step.slots) == step.num_decodes <= graphs.max_rows:
             return self._replay(graphs, step)
@@ -102,7 +102,7 @@ class ModelRunner:
         rows = np.arange(len(step.slots))
         return StepTensors(step.step_id, len(rows), rows, token_ids, logprobs)
 
-    def _apply(self, step: SchedulerOutput) -> None:
+    def apply(self, step: SchedulerOutput) -> None:
         """Free the slots that were released, fill those of new requests."""
         for slot in step.released_slots:
             self._release(slot)

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from fastapi import Request, Response
 
-from hpcserve.engine.request_stream import RequestStream
+from hpcserve.engine.client import RequestStream
 from hpcserve.outputs import RequestOutput
 from hpcserve.protocol.adapter import EngineInput
 from hpcserve.server.context import ServerContext

@@ -14,9 +14,7 @@ import uvicorn
 from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.server import ServerConfig
-from hpcserve.engine.client import EngineClient
-from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
-from hpcserve.engine.supervisor import CORE_MODULE
+from hpcserve.engine.client import CORE_MODULE, EngineClient
 from hpcserve.errors import EngineDeadError, PortInUseError, UsageError
 from hpcserve.log import get_logger
 from hpcserve.server.app import create_app
@@ -35,13 +33,12 @@ def run_server(
     """Serve until a signal ends it; returns the exit code.
 
     Ctrl-C or SIGTERM drains and gives 0; a second one ends at once and gives 130.
-    Raises PortInUseError, what EngineClient.start raises, and EngineDeadError.
+    Raises PortInUseError, what EngineClient.open raises, and EngineDeadError.
     """
-    config = with_model_folder(engine)
     listener = bind(server.host, server.port)
     loop = _new_event_loop()
     try:
-        return loop.run_until_complete(_serve(config, server, listener, core_module))
+        return loop.run_until_complete(_serve(engine, server, listener, core_module))
     finally:
         listener.close()
         loop.run_until_complete(loop.shutdown_asyncgens())
@@ -127,7 +124,7 @@ async def _serve(
 ) -> int:
     shutdown = _Shutdown(options.drain_timeout_s)
     try:
-        client = await EngineClient.start(config, load_tokenizer(config), module=core_module)
+        client = await EngineClient.open(config, module=core_module)
     except asyncio.CancelledError:
         if shutdown.interrupted:
             return _INTERRUPTED
