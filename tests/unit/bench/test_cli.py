@@ -36,7 +36,7 @@ def test_a_sweep_with_everything(bench, null_server, tmp_path):
         *("serving", "--url", url + "/v1", "--workload", "random", "--num-requests", 8),
         *("--input-len", 16, "--output-len", 4, "--concurrency", "1,4", "--repeats", 2),
         *("--warmup", 2, "--flush-cache", "--goodput", "ttft:5000", "--plot", plot),
-        *("--output", output, "--profile", tmp_path / "profile", "--client-processes", 2),
+        *("--output", output, "--profile", tmp_path / "profile"),
     )
     assert code == 0
     assert [cell["load"]["concurrency"] for cell in result["cells"]] == [1, 4]
