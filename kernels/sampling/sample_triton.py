@@ -115,7 +115,8 @@ def _threshold_kernel(
         split = tl.arange(0, BLOCK_SPLITS)
         tops = tl.load(max_ptr + row * splits + split, mask=split < splits, other=-float("inf"))
         sums = tl.load(sum_ptr + row * splits + split, mask=split < splits, other=0.0)
-        top = tl.max(tops, axis=0)
+        # Adding zero: the search knows no -0.
+        top = tl.max(tops, axis=0) + 0.0
         mass = tl.sum(sums * tl.exp(tops - top), axis=0)
         source = logits_ptr + row * logits_stride
         scratch = scratch_ptr + row * CAPACITY

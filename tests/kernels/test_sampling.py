@@ -18,8 +18,8 @@ CHI_SQUARE = {1: 15.14, 2: 18.42, 3: 21.11, 7: 29.88}
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks, a bracket that outgrows the scratch row, and then one that fits."""
-    monkeypatch.setattr(triton_sample, "BLOCK", 128)
-    monkeypatch.setattr(triton_sample, "SCAN_BLOCK", 128)
+    monkeypatch.setattr(triton_sample, "BLOCK", 256)
+    monkeypatch.setattr(triton_sample, "SCAN_BLOCK", 256)
     monkeypatch.setattr(triton_sample, "CAPACITY", 32)
 
 
@@ -107,6 +107,27 @@ def test_ties_with_the_last_one_kept_are_kept(filters):
     assert set(tokens.tolist()) == {3, 50, 90, 120, 199}
     first = triton_sample.sample(*(tensor[:2].contiguous() for tensor in args))
     assert torch.equal(first, tokens[:2])
+
+
+@pytest.mark.parametrize("kind", ["zeros of both signs", "coarse", "exponential"])
+def test_kernel_on_hard_values(random, monkeypatch, kind):
+    """Values that all tie, that tie in groups around zero, and that crowd at one end."""
+    monkeypatch.setattr(triton_sample, "CAPACITY", 8)
+    logits = torch.randn(3, 150, generator=random)
+    if kind == "zeros of both signs":
+        logits = torch.where(logits > 0, 0.0, -0.0)
+    elif kind == "coarse":
+        logits = (2 * logits).round() / 2
+    else:
+        logits = -(8 * logits.abs()).exp()
+    args = batch(
+        logits,
+        temperature=0.6,
+        top_k=torch.tensor([60, -1, 140]),
+        top_p=torch.tensor([1.0, 0.6, 0.9]),
+        seeds=torch.arange(3),
+    )
+    assert torch.equal(triton_sample.sample(*args), reference.sample(*args))
 
 
 @pytest.mark.parametrize("run", RUNS, ids=IDS)
