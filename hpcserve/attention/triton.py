@@ -6,6 +6,8 @@ tables on the device, so a captured CUDA graph stays valid when these change.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from hpcserve.attention.base import AttentionBackend, AttentionCaps, AttentionMetadata
@@ -27,6 +29,13 @@ class TritonAttention(AttentionBackend):
         """Take the longest query of the step from the host mirror: it sizes the prefill grid."""
         prefills = meta.host_query_lens[meta.num_decodes : meta.num_rows]
         self._max_query_len = int(prefills.max()) if len(prefills) else 0
+
+    def capture_plan(self, meta: AttentionMetadata) -> None:
+        """Nothing to record: the kernels read everything on the device."""
+        self._max_query_len = 0
+
+    def replay_plan(self, host_seq_lens: npt.NDArray[np.int32]) -> None:
+        """Nothing to prepare."""
 
     def forward(
         self,
