@@ -164,14 +164,17 @@ def test_a_row_does_not_depend_on_the_others(random, run):
 
 
 @pytest.mark.parametrize("run", RUNS, ids=IDS)
-def test_strided_logits(random, run):
+def test_strided_logits_and_parameters(random, run):
     wide = torch.randn(6, 400, generator=random)
     args = batch(
         wide[::2, :200],
         temperature=torch.tensor([1.0, 0.0, 0.5]),
         top_k=torch.tensor([0, 0, 7]),
     )
-    assert torch.equal(run(*args), run(args[0].contiguous(), *args[1:]))
+    expected = run(args[0].contiguous(), *args[1:])
+    table = torch.stack(args[1:5:2], dim=1)
+    strided = (args[0], table[:, 0], args[2], table[:, 1], *args[4:])
+    assert torch.equal(run(*strided), expected)
 
 
 def chi_square(tokens, probs):
