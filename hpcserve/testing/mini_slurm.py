@@ -17,14 +17,10 @@ from pathlib import Path
 
 import psutil
 
-from hpcserve.errors import HpcserveError
+from hpcserve.errors import SlurmError
 
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 _SBIN = "/usr/sbin:/sbin"
-
-
-class MiniSlurmError(HpcserveError):
-    """The little cluster did not come up."""
 
 
 def missing() -> list[str]:
@@ -96,7 +92,7 @@ class MiniSlurm:
             command, env=self.env(), capture_output=True, text=True, timeout=timeout, check=False
         )
         if check and done.returncode:
-            raise MiniSlurmError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")
+            raise SlurmError(f"{' '.join(command)}: exit {done.returncode}: {done.stderr}")
         return done.stdout
 
     # ------------------------------------------------------------ daemons
@@ -222,11 +218,11 @@ class MiniSlurm:
             dead = [name for name, one in self.processes.items() if one.poll() is not None]
             if dead:
                 log = (self.folder / "log" / f"{dead[0]}.out").read_text(errors="replace")
-                raise MiniSlurmError(f"{dead[0]} ended while waiting for {what}: {log[-2000:]}")
+                raise SlurmError(f"{dead[0]} ended while waiting for {what}: {log[-2000:]}")
             if callable(ready) and ready():
                 return
             time.sleep(0.1)
-        raise MiniSlurmError(f"{what} did not come up in {timeout:.0f} s; see {self.folder}/log")
+        raise SlurmError(f"{what} did not come up in {timeout:.0f} s; see {self.folder}/log")
 
     # ------------------------------------------------------------ teardown
 
