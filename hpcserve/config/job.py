@@ -48,6 +48,10 @@ class JobConfig:
         None, "--engine-command", help="start this instead of `hpcserve serve`", metavar="COMMAND"
     )
 
+    template: str | None = option(
+        None, "--template", help="batch script template instead of the one in sbatch/"
+    )
+
     def __post_init__(self) -> None:
         if self.continue_with not in CONTINUATIONS:
             raise ConfigError(

@@ -15,6 +15,7 @@ from hpcserve.config.engine import PARTS
 from hpcserve.config.option import options_of
 from hpcserve.config.parallel import ParallelConfig
 from hpcserve.config.server import ServerConfig
+from hpcserve.errors import ConfigError
 from hpcserve.launcher.network import url_host
 from hpcserve.launcher.rendezvous import Rendezvous
 
@@ -23,9 +24,29 @@ LISTEN_FD = "HPCSERVE_DIST_LISTEN_FD"
 SECRET = "HPCSERVE_DIST_SECRET"
 
 
-def runs_engine(rank: int, parallel: ParallelConfig) -> bool:
+def runs_engine(rank: int, world_size: int) -> bool:
     """Whether the node of this rank has a part in the engine."""
-    return rank == 0 or parallel.world_size > 1
+    return rank == 0 or world_size > 1
+
+
+def parallel_of(arguments: Sequence[str]) -> ParallelConfig:
+    """The layout that an engine's command line asks for; other options are passed over."""
+    flags = {
+        flag: declared.name
+        for declared, its_option in options_of(ParallelConfig)
+        for flag in its_option.flags
+    }
+    values: dict[str, int] = {}
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in flags:
+            continue
+        text = value if equals else next(words, "")
+        if not text.isdigit():
+            raise ConfigError(f"{flag} is {text!r}; expected a whole number")
+        values[flags[flag]] = int(text)
+    return ParallelConfig(**values)
 
 
 def engine_argv(

@@ -9,9 +9,8 @@ from hpcserve.errors import ConfigError
 from hpcserve.launcher.base import JobEnvironment
 from hpcserve.launcher.hostlist import expand_hostlist
 
-#: Set by our own script where SLURM has no word for it.
-LOCAL_JOB_ID = "HPCSERVE_LOCAL_JOB_ID"
-LOCAL_RESTART_COUNT = "HPCSERVE_LOCAL_RESTART_COUNT"
+#: Set by submitit's controller.
+LOCAL_JOB_ID = "SUBMITIT_LOCAL_JOB_ID"
 
 
 def inside_allocation() -> bool:
@@ -31,14 +30,9 @@ def current() -> JobEnvironment:
 
 def local_environment() -> JobEnvironment:
     name = socket.gethostname()
-    return JobEnvironment(
-        job_id=os.environ.get(LOCAL_JOB_ID, f"local-{os.getpid()}"),
-        rank=0,
-        num_nodes=1,
-        hosts=(name,),
-        node_name=name,
-        restart_count=_number(LOCAL_RESTART_COUNT, 0),
-    )
+    # The node's process inherits the id from the supervisor's environment.
+    job_id = f"local-{os.environ.get(LOCAL_JOB_ID, os.getpid())}"
+    return JobEnvironment(job_id=job_id, rank=0, num_nodes=1, hosts=(name,), node_name=name)
 
 
 def slurm_environment() -> JobEnvironment:

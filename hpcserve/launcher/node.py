@@ -16,7 +16,6 @@ from pathlib import Path
 
 from hpcserve import envs
 from hpcserve.config.cluster import ClusterConfig
-from hpcserve.config.parallel import ParallelConfig
 from hpcserve.errors import EngineStartError, FabricError, OutputError
 from hpcserve.launcher import engine_command, network, rendezvous
 from hpcserve.launcher.base import JobEnvironment
@@ -44,6 +43,7 @@ class NodeOptions:
     """
 
     verb: str = "serve"
+    world_size: int = 1
     engine_command: str | None = None
     drain_s: float = 20.0
     orphan_s: float = 120.0
@@ -58,14 +58,12 @@ class Node:
         job_dir: JobDir,
         environment: JobEnvironment,
         cluster: ClusterConfig,
-        parallel: ParallelConfig,
         options: NodeOptions,
         inbox: SignalInbox,
     ) -> None:
         self._job_dir = job_dir
         self._environment = environment
         self._cluster = cluster
-        self._parallel = parallel
         self._options = options
         self._inbox = inbox
         self._facts = network.facts()
@@ -82,7 +80,7 @@ class Node:
         settings = self._settings(ifname)
         meet, listener = self._meet(address)
         try:
-            if engine_command.runs_engine(self._environment.rank, self._parallel):
+            if engine_command.runs_engine(self._environment.rank, self._options.world_size):
                 self._start_engine(arguments, address, settings, meet, listener)
             else:
                 log.info("a world of one runs on the head; this node stands by")
@@ -150,7 +148,7 @@ class Node:
         if self._job_dir.api_key.is_file():
             key = self._job_dir.api_key.read_text(encoding="utf-8").strip()
             env[envs.HPCSERVE_API_KEY.name] = key
-        descriptors = [listener] if listener is not None and self._parallel.world_size > 1 else []
+        descriptors = [listener] if listener is not None and self._options.world_size > 1 else []
         if descriptors:
             env[engine_command.LISTEN_FD] = str(descriptors[0])
         env[engine_command.SECRET] = meet.secret
@@ -158,7 +156,7 @@ class Node:
             self._options.engine_command,
             arguments,
             verb=self._options.verb,
-            num_nodes=self._environment.num_nodes if self._parallel.world_size > 1 else 1,
+            num_nodes=self._environment.num_nodes if self._options.world_size > 1 else 1,
             rank=self._environment.rank,
             meet=meet,
         )
@@ -197,13 +195,18 @@ class Node:
                 end_group(self._engine.pid, signal.SIGKILL)
 
     def _ended(self) -> int | None:
-        if self._engine is None:  # standing by: ends when told to
-            return 0 if self._kill_at is not None else None
+        if self._engine is None:  # standing by: ends when told to, and with the head
+            return 0 if self._kill_at is not None or self._head_ended() else None
         code = self._engine.poll()
         if code is None:
             return None
         end_group(self._engine.pid, signal.SIGKILL)  # what it left behind
         return code if code >= 0 else 128 - code
+
+    def _head_ended(self) -> bool:
+        head = read_json(self._job_dir.node(0)) or {}
+        same = head.get("incarnation") == self._environment.incarnation
+        return same and head.get("phase") == "ended"
 
     def _stop_engine(self, why: str, drain_s: float) -> None:
         if self._kill_at is not None:
