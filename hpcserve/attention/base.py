@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hpcserve.errors import EngineError
+
 
 @dataclass(frozen=True)
 class AttentionCaps:
@@ -54,18 +56,29 @@ class AttentionMetadata:
 
 
 class AttentionBackend(ABC):
-    """Attention over the paged KV pool, causal, grouped queries."""
+    """Attention over the paged KV pool, causal, grouped queries.
+
+    dtype: of the queries and of the pool.
+    """
 
     caps: AttentionCaps
 
     def __init__(
-        self, *, num_heads: int, num_kv_heads: int, head_dim: int, page_size: int, scale: float
+        self,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        scale: float,
+        dtype: torch.dtype,
     ) -> None:
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
         self.head_dim = head_dim
         self.page_size = page_size
         self.scale = scale
+        self.dtype = dtype
 
     @abstractmethod
     def plan(self, meta: AttentionMetadata) -> None:
@@ -83,3 +96,16 @@ class AttentionBackend(ABC):
         """q: [num_tokens, num_heads, head_dim]; k_cache, v_cache: one layer of the pool,
         [num_pages, page_size, num_kv_heads, head_dim]. Returns [num_tokens, num_heads, head_dim]
         of q's dtype."""
+
+    # Backends whose caps say cuda_graph also take steps of decode rows alone that are captured
+    # once per number of rows and replayed: capture_plan is recorded into the graph with the
+    # model, replay_plan runs on the host before each replay.
+
+    def capture_plan(self, meta: AttentionMetadata) -> None:
+        """Record what a step of meta.num_rows decode rows needs; meta's tensors are the ones that
+        every replay will find filled anew. `forward` is recorded after it."""
+        raise EngineError(f"{type(self).__name__} takes no part in CUDA graphs")
+
+    def replay_plan(self, host_seq_lens: npt.NDArray[np.int32]) -> None:
+        """Prepare the replay of the graph of len(host_seq_lens) rows; padding rows have length 0."""
+        raise EngineError(f"{type(self).__name__} takes no part in CUDA graphs")

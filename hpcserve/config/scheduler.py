@@ -22,7 +22,7 @@ class SchedulerConfig:
         help="token budget of one step: decodes first, then chunks of prompts",
     )
     schedule_policy: str = option(
-        "lpm",
+        "fcfs",
         "--schedule-policy",
         "--scheduling-policy",
         choices=POLICIES,

@@ -100,6 +100,8 @@ class EngineCoreOutputs(_Message):
 
     request_ids[i] got token_ids[i]; logprobs, where any request asked, is aligned with them.
     prompt_logprobs: (request id, one entry per prompt token but the first), once per request.
+    num_cached_tokens: (request id, tokens of the prompt whose KV was reused), with a request's
+    first token: a stop string ends a request in the frontend, where no FinishedRequest is awaited.
     """
 
     request_ids: list[int]
@@ -107,6 +109,7 @@ class EngineCoreOutputs(_Message):
     finished: list[FinishedRequest]
     logprobs: list[TokenLogprobs | None] | None = None
     prompt_logprobs: list[tuple[int, list[TokenLogprobs]]] | None = None
+    num_cached_tokens: list[tuple[int, int]] | None = None
 
 
 class RequestFailed(_Message):

@@ -1,9 +1,14 @@
-"""The only importer of kernels/: each op picks a kernel or its plain torch reference.
+"""The only importer of kernels/: each op picks a Triton kernel or its plain torch reference.
 
-norm       rms_norm(x, weight, eps) · add_rms_norm(x, residual, weight, eps) -> (normed, residual)
-rope       cos_sin_cache(...) · rope_kv_write(q, k, v, positions, ...) (q/k-norm, rope and KV write)
-activation silu_and_mul(gate_up)
-embedding  embed(ids, table)
-sampling   sample(logits, state) with penalties, bias, top-k/p, min-p and per-request seeds
-metadata   expand a SchedulerOutput into positions, slot mapping and page tables on the device
+norm             rms_norm · add_rms_norm -> (normed, new_residual)
+rope             cos_sin_cache · rope_kv_write (q/k-norm, rope and KV write in one launch)
+kv_store         write_kv
+activation       silu_and_mul
+embedding        embed
+gemm             linear
+paged_attention  paged_decode · paged_prefill
+sampling         sample · apply_penalties · apply_logit_bias · top_logprobs
+metadata         expand · expand_decode: rows of a step -> ids, positions, slots, lengths
+
+CUDA tensors take the kernel when Triton is installed and HPCSERVE_DISABLE_KERNELS is not set.
 """

@@ -1,1 +1,1 @@
-"""One file format per module."""
+"""One batch format per module, named as the ending of its files."""

@@ -1,0 +1,239 @@
+"""flashinfer: paged prefill (fa3 or fa2) and tensor-core decode, also under CUDA graphs.
+
+flashinfer plans on the host: it lays out which block reads which pages, and sends that through
+one pinned buffer. The buffer of a step that is still running must not be written, so everything
+with a plan exists twice and steps take turns; with two steps under way that is enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import flashinfer
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hpcserve.attention.base import AttentionBackend, AttentionCaps, AttentionMetadata
+from hpcserve.ops.page_index import page_index
+
+_WORKSPACE_BYTES = 256 << 20
+_INT_WORKSPACE_BYTES = 8 << 20
+#: fa3 has no kernels for larger heads.
+_FA3_HEAD_DIMS = (64, 128)
+
+
+@dataclass
+class _Pages:
+    """One step's pages as flashinfer wants them: lengths on the host, the list on the device."""
+
+    indptr: torch.Tensor
+    last_page_len: torch.Tensor
+    indices: torch.Tensor
+
+
+class FlashInfer(AttentionBackend):
+    caps = AttentionCaps(
+        devices=frozenset({"cuda"}),
+        page_sizes=frozenset({1, 16, 64}),
+        head_dims=frozenset({64, 128, 256}),
+        dtypes=frozenset({torch.bfloat16, torch.float16}),
+        cuda_graph=True,
+    )
+
+    def __init__(self, **shape: Any) -> None:
+        super().__init__(**shape)
+        device = torch.device("cuda", torch.cuda.current_device())
+        self._device = device
+        # flashinfer counts on zeros in it at first use.
+        self._workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        self._int_workspace = torch.empty(_INT_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        self._pinned = [
+            torch.empty(_INT_WORKSPACE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)
+        ]
+        self._prefills = [self._prefill_wrapper() for _ in range(2)]
+        self._decodes = [self._decode_wrapper() for _ in range(2)]
+        self._graphs: dict[int, Any] = {}
+        self._indices = torch.empty(0, dtype=torch.int32, device=device)
+        self._turn = 0
+        self._capturing: Any = None
+
+    # ------------------------------------------------------------ eager steps
+
+    def plan(self, meta: AttentionMetadata) -> None:
+        self._capturing = None
+        self._turn ^= 1
+        pages = self._pages(meta)
+        if meta.num_decodes:
+            self._plan_decodes(meta, pages)
+        if meta.num_prefills:
+            self._plan_prefills(meta, pages)
+
+    def _plan_decodes(self, meta: AttentionMetadata, pages: _Pages) -> None:
+        count = meta.num_decodes
+        indptr = pages.indptr[: count + 1]
+        self._decodes[self._turn].plan(
+            indptr,
+            pages.indices[: int(indptr[-1])],
+            pages.last_page_len[:count],
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.page_size,
+            q_data_type=self.dtype,
+            kv_data_type=self.dtype,
+            sm_scale=self.scale,
+            seq_lens=torch.from_numpy(meta.host_seq_lens[:count]),
+        )
+
+    def _plan_prefills(self, meta: AttentionMetadata, pages: _Pages) -> None:
+        first = meta.num_decodes
+        start = int(pages.indptr[first])
+        query_indptr = np.zeros(meta.num_prefills + 1, np.int32)
+        np.cumsum(meta.host_query_lens[first:], out=query_indptr[1:])
+        self._prefills[self._turn].plan(
+            torch.from_numpy(query_indptr),
+            pages.indptr[first:] - start,
+            pages.indices[start:],
+            pages.last_page_len[first:],
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.page_size,
+            causal=True,
+            q_data_type=self.dtype,
+            kv_data_type=self.dtype,
+            sm_scale=self.scale,
+            seq_lens=torch.from_numpy(meta.host_seq_lens[first:]),
+        )
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        meta: AttentionMetadata,
+    ) -> torch.Tensor:
+        pool = (k_cache, v_cache)
+        if self._capturing is not None:
+            captured: torch.Tensor = self._capturing.run(q, pool)
+            return captured
+        out = torch.empty_like(q)
+        count = meta.num_decodes
+        if count:
+            self._decodes[self._turn].run(q[:count], pool, out=out[:count])
+        if meta.num_prefills:
+            self._prefills[self._turn].run(q[count:], pool, out=out[count:])
+        return out
+
+    # ------------------------------------------------------------ CUDA graphs
+
+    def capture_plan(self, meta: AttentionMetadata) -> None:
+        rows = meta.num_rows
+        if rows not in self._graphs:
+            self._graphs[rows] = self._graph_wrapper(rows, meta.page_table.shape[1])
+        self._capturing = self._graphs[rows]
+        page_index(
+            meta.page_table,
+            meta.seq_lens,
+            self.page_size,
+            self._capturing._paged_kv_indptr_buf,
+            self._capturing._paged_kv_indices_buf,
+            self._capturing._paged_kv_last_page_len_buf,
+        )
+
+    def replay_plan(self, host_seq_lens: npt.NDArray[np.int32]) -> None:
+        wrapper = self._graphs[len(host_seq_lens)]
+        self._turn ^= 1
+        indptr, last_page_len = self._host_pages(host_seq_lens)
+        wrapper._pin_memory_int_workspace_buffer = self._pinned[self._turn]
+        flashinfer.decode.fast_decode_plan(
+            wrapper,
+            indptr,
+            self._indices[:0],  # page_index fills the list, inside the graph
+            last_page_len,
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.page_size,
+            q_data_type=self.dtype,
+            kv_data_type=self.dtype,
+            sm_scale=self.scale,
+            global_override_indptr_cpu=indptr,
+        )
+
+    def _graph_wrapper(self, rows: int, max_pages: int) -> Any:
+        """A decode wrapper whose buffers a graph may hold on to, planned once in full."""
+        if len(self._indices) < rows * max_pages:
+            self._indices = torch.zeros(rows * max_pages, dtype=torch.int32, device=self._device)
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            self._workspace,
+            "NHD",
+            use_cuda_graph=True,
+            use_tensor_cores=True,
+            paged_kv_indptr_buffer=self._int32(rows + 1),
+            paged_kv_indices_buffer=self._indices,
+            paged_kv_last_page_len_buffer=self._int32(rows),
+            backend="fa2",
+        )
+        # One plan at a time is on the device, so all graphs share its place there.
+        wrapper._int_workspace_buffer = self._int_workspace
+        indptr, last_page_len = self._host_pages(np.ones(rows, np.int32))
+        wrapper.plan(
+            indptr,
+            self._indices[:rows],
+            last_page_len,
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_dim,
+            self.page_size,
+            q_data_type=self.dtype,
+            kv_data_type=self.dtype,
+            sm_scale=self.scale,
+        )
+        return wrapper
+
+    def _int32(self, size: int) -> torch.Tensor:
+        return torch.zeros(size, dtype=torch.int32, device=self._device)
+
+    # ------------------------------------------------------------ pages and wrappers
+
+    def _host_pages(
+        self, host_seq_lens: npt.NDArray[np.int32]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(indptr, last_page_len) on the host; the same numbers as page_index computes."""
+        lengths = np.maximum(host_seq_lens, 1)
+        num_pages = (lengths + (self.page_size - 1)) // self.page_size
+        indptr = np.zeros(len(lengths) + 1, np.int32)
+        np.cumsum(num_pages, out=indptr[1:])
+        last_page_len = lengths - (num_pages - 1) * self.page_size
+        return torch.from_numpy(indptr), torch.from_numpy(last_page_len)
+
+    def _pages(self, meta: AttentionMetadata) -> _Pages:
+        indptr, last_page_len = self._host_pages(meta.host_seq_lens)
+        indices = self._int32(int(indptr[-1]))
+        page_index(
+            meta.page_table,
+            meta.seq_lens,
+            self.page_size,
+            self._int32(meta.num_rows + 1),
+            indices,
+            self._int32(meta.num_rows),
+        )
+        return _Pages(indptr, last_page_len, indices)
+
+    def _prefill_wrapper(self) -> Any:
+        hopper = torch.cuda.get_device_capability(self._device) == (9, 0)
+        backend = "fa3" if hopper and self.head_dim in _FA3_HEAD_DIMS else "fa2"
+        return flashinfer.BatchPrefillWithPagedKVCacheWrapper(
+            self._workspace, "NHD", backend=backend
+        )
+
+    def _decode_wrapper(self) -> Any:
+        return flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            self._workspace, "NHD", use_tensor_cores=True, backend="fa2"
+        )
+
+
+EntryClass = FlashInfer

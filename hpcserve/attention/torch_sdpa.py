@@ -1,0 +1,226 @@
+"""Attention in plain torch over the paged pool: the CPU's backend, and every other's reference.
+
+Decodes: rows of similar length share a padded gather and one scaled_dot_product_attention, in
+which a KV head's query heads stand as its queries, so keys are never repeated. Groups are small
+enough for what was gathered to be still in the cache when it is used.
+Prefills: one row at a time, in blocks of queries, each over the keys up to the block's end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from hpcserve.attention.base import AttentionBackend, AttentionCaps, AttentionMetadata
+
+#: Queries of a prefill that attend together; bounds the mask and the work above the diagonal.
+QUERY_BLOCK = 256
+#: A decode group holds rows up to this much longer than its shortest, ...
+LENGTH_RATIO, LENGTH_SLACK = 1.25, 64
+#: ... and gathers at most about so many bytes of keys.
+GROUP_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+
+
+@dataclass(frozen=True)
+class DecodeGroup:
+    """Rows that share a gather.  rows: int64[n], or None where they are all rows in order.
+
+    pages: int64[n * pages a row].  mask: q's dtype, [n, 1, 1, tokens], -inf behind a row's end.
+    """
+
+    rows: torch.Tensor | None
+    num_rows: int
+    pages: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class PrefillRow:
+    """start, end: its query tokens.  num_cached: tokens of history before them."""
+
+    start: int
+    end: int
+    num_cached: int
+    pages: torch.Tensor
+
+
+class TorchSDPABackend(AttentionBackend):
+    caps: ClassVar[AttentionCaps] = AttentionCaps(
+        devices=frozenset({"cpu", "cuda"}),
+        page_sizes=frozenset({1, 16, 64}),
+        head_dims=frozenset(range(1, 513)),
+        dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
+    )
+
+    def __init__(
+        self, *, num_heads: int, num_kv_heads: int, head_dim: int, page_size: int, scale: float
+    ) -> None:
+        super().__init__(
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            page_size=page_size,
+            scale=scale,
+        )
+        self.group_size = num_heads // num_kv_heads
+        self._decodes: list[DecodeGroup] = []
+        self._prefills: list[PrefillRow] = []
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._causal: torch.Tensor | None = None
+
+    # ------------------------------------------------------------------ once a step
+
+    def plan(self, meta: AttentionMetadata) -> None:
+        lengths = meta.host_seq_lens
+        self._decodes = [
+            self._plan_group(meta, rows, lengths[rows] if rows is not None else lengths)
+            for rows in self._group_rows(meta)
+        ]
+        ends = np.cumsum(meta.host_query_lens).tolist()
+        self._prefills = []
+        for row in range(meta.num_decodes, meta.num_rows):
+            length, query_len = int(lengths[row]), int(meta.host_query_lens[row])
+            if query_len == 0:
+                continue
+            pages = meta.page_table[row, : -(-length // self.page_size)].long()
+            self._prefills.append(
+                PrefillRow(ends[row] - query_len, ends[row], length - query_len, pages)
+            )
+
+    def _group_rows(self, meta: AttentionMetadata) -> list[npt.NDArray[np.int64] | None]:
+        """Indices of the decode rows of each group; None: all of them, in order."""
+        count = meta.num_decodes
+        if count == 0:
+            return []
+        lengths = meta.host_seq_lens[:count]
+        token_bytes = self.num_kv_heads * self.head_dim * 4
+        budget = GROUP_BYTES[meta.page_table.device.type] // token_bytes
+        order = np.argsort(lengths, kind="stable")
+        ordered = lengths[order].astype(np.int64)
+        groups: list[npt.NDArray[np.int64] | None] = []
+        start = 0
+        while start < count:
+            longest = ordered[start] * LENGTH_RATIO + LENGTH_SLACK
+            stop = int(np.searchsorted(ordered, longest, side="right"))
+            # Padded size if row i is the last of the group; it grows with i.
+            sizes = ordered[start:stop] * np.arange(1, stop - start + 1)
+            taken = max(1, int(np.searchsorted(sizes, budget, side="right")))
+            groups.append(order[start : start + taken])
+            start += taken
+        return [None] if len(groups) == 1 and meta.num_prefills == 0 else groups
+
+    def _plan_group(
+        self,
+        meta: AttentionMetadata,
+        rows: npt.NDArray[np.int64] | None,
+        lengths: npt.NDArray[np.int32],
+    ) -> DecodeGroup:
+        device = meta.page_table.device
+        table, index = meta.page_table, None
+        if rows is not None:
+            index = torch.from_numpy(rows).to(device)
+            table = table[index]
+        num_rows = len(lengths)
+        width = -(-int(lengths.max()) // self.page_size)
+        seq_lens = torch.from_numpy(lengths.astype(np.int64)).to(device).unsqueeze(1)
+        tokens = torch.arange(width * self.page_size, device=device)
+        hidden = tokens >= seq_lens
+        # What the table holds behind a row's end is undefined: read page 0 there instead.
+        unused = hidden[:, :: self.page_size]
+        pages = table[:, :width].long().masked_fill(unused, 0).flatten()
+        mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
+        return DecodeGroup(index, num_rows, pages, mask.view(num_rows, 1, 1, -1))
+
+    # ------------------------------------------------------------------ once a layer
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        meta: AttentionMetadata,
+    ) -> torch.Tensor:
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        shape = (-1, self.num_kv_heads, self.group_size, self.head_dim)
+        queries, grouped = q.view(shape), out.view(shape)
+        for group in self._decodes:
+            k, v = self._gather(k_cache, v_cache, group.pages)
+            rows = queries if group.rows is None else queries[group.rows]
+            attended = scaled_dot_product_attention(
+                rows,
+                k.view(group.num_rows, -1, self.num_kv_heads, self.head_dim).transpose(1, 2),
+                v.view(group.num_rows, -1, self.num_kv_heads, self.head_dim).transpose(1, 2),
+                attn_mask=group.mask.to(q.dtype),
+                scale=self.scale,
+            )
+            if group.rows is None:
+                grouped.copy_(attended)
+            else:
+                grouped[group.rows] = attended
+        for row in self._prefills:
+            self._prefill(queries, grouped, k_cache, v_cache, row)
+        return out
+
+    def _prefill(
+        self,
+        queries: torch.Tensor,
+        out: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        row: PrefillRow,
+    ) -> None:
+        k, v = self._gather(k_cache, v_cache, row.pages)
+        # [num_kv_heads, group_size (one copy for all), tokens, head_dim]
+        shape = (self.num_kv_heads, self.group_size, -1, -1)
+        k = k.view(-1, self.num_kv_heads, self.head_dim).transpose(0, 1).unsqueeze(1)
+        v = v.view(-1, self.num_kv_heads, self.head_dim).transpose(0, 1).unsqueeze(1)
+        for start in range(row.start, row.end, QUERY_BLOCK):
+            end = min(start + QUERY_BLOCK, row.end)
+            num_before = row.num_cached + start - row.start
+            num_keys = num_before + end - start
+            attended = scaled_dot_product_attention(
+                queries[start:end].permute(1, 2, 0, 3),
+                k[:, :, :num_keys].expand(shape),
+                v[:, :, :num_keys].expand(shape),
+                attn_mask=self._causal_mask(num_before, end - start, queries),
+                scale=self.scale,
+            )
+            out[start:end].copy_(attended.permute(2, 0, 1, 3))
+
+    def _causal_mask(self, num_before: int, num_new: int, like: torch.Tensor) -> torch.Tensor:
+        """[num_new, num_before + num_new]: query i sees the history and new keys up to i.
+
+        Every such mask is a part of one: zeros, then a triangle.
+        """
+        held = self._causal
+        width = 0 if held is None else held.shape[1] - QUERY_BLOCK
+        if held is None or width < num_before or held.dtype != like.dtype:
+            width = max(num_before, 2 * width, QUERY_BLOCK)
+            triangle = torch.full((QUERY_BLOCK, QUERY_BLOCK), -torch.inf).triu(1)
+            held = torch.cat((torch.zeros(QUERY_BLOCK, width), triangle), dim=1)
+            held = self._causal = held.to(like.device, like.dtype)
+        return held[:num_new, width - num_before : width + num_new]
+
+    def _gather(
+        self, k_cache: torch.Tensor, v_cache: torch.Tensor, pages: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of `pages`, each [len(pages), values of a page], valid until the next."""
+        num_pages = pages.shape[0]
+        k_rows, v_rows = k_cache.flatten(1), v_cache.flatten(1)
+        held = self._buffers
+        if held is None or held[0].shape[0] < num_pages or held[0].dtype != k_cache.dtype:
+            # Reused between layers and steps: fresh memory would cost a page fault per 4 KB.
+            size = (num_pages + num_pages // 2, k_rows.shape[1])
+            held = self._buffers = (k_rows.new_empty(size), v_rows.new_empty(size))
+        k, v = held[0][:num_pages], held[1][:num_pages]
+        torch.index_select(k_rows, 0, pages, out=k)
+        torch.index_select(v_rows, 0, pages, out=v)
+        return k, v
+
+
+EntryClass = TorchSDPABackend

@@ -1,0 +1,136 @@
+"""A run as people watch it: a bar on a terminal, a line now and then in a log, a table at the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hpcserve.batch.report import BatchReport
+
+#: The decompressed size of the input, given the bytes read so far; None where it is not known.
+TotalBytes = Callable[[int], float | None]
+
+
+@contextmanager
+def shown(
+    report: BatchReport, total_bytes: TotalBytes, stream: TextIO, *, log_interval_s: float
+) -> Iterator[None]:
+    """While the block runs, its report is shown on `stream`, as fits a terminal or a log."""
+    if stream.isatty():
+        view = _Bar(report, total_bytes)
+        with Live(view, console=Console(file=stream), refresh_per_second=4, transient=True):
+            yield
+        return
+    stop = threading.Event()
+    lines = threading.Thread(
+        target=_write_lines, args=(report, total_bytes, stream, log_interval_s, stop), daemon=True
+    )
+    lines.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        lines.join()
+
+
+def progress_line(report: BatchReport, total_bytes: float | None) -> str:
+    """Such as `1,234 rows (45%), 3 failed, 812 tokens/s, cache hits 34%, 2m10s left`."""
+    done = report.fraction_done(total_bytes)
+    left = report.seconds_left(total_bytes)
+    parts = [f"{report.num_rows:,} rows" + (f" ({done:.0%})" if done is not None else "")]
+    if report.num_failed:
+        parts.append(f"{report.num_failed:,} failed")
+    parts.append(f"{report.output_tokens_per_s:,.0f} tokens/s")
+    parts.append(f"cache hits {report.cache_hit_rate:.0%}")
+    parts.append(
+        f"{duration(left)} left" if left is not None else f"{duration(report.wall_s)} so far"
+    )
+    return ", ".join(parts)
+
+
+def print_summary(report: BatchReport, place: str, stream: TextIO) -> None:
+    """The closing table, on a terminal in colour."""
+    Console(file=stream, soft_wrap=True).print(_summary(report, place))
+
+
+def _summary(report: BatchReport, place: str) -> Group:
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in _summary_rows(report).items():
+        table.add_row(name, value)
+    return Group(table, *(Text(note) for note in _notes(report)), Text(f"answers: {place}"))
+
+
+def duration(seconds: float) -> str:
+    """Such as 4.2s, 3m05s, 2h07m."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def _summary_rows(report: BatchReport) -> dict[str, str]:
+    rows = {"rows answered": f"{report.num_ok:,}", "rows failed": f"{report.num_failed:,}"}
+    for code, count in report.errors.most_common():
+        rows[f"  {code}"] = f"{count:,}"
+    if report.num_blank:
+        rows["blank lines skipped"] = f"{report.num_blank:,}"
+    rows["prompt tokens"] = f"{report.num_prompt_tokens:,}"
+    rows["  from the cache"] = f"{report.num_cached_tokens:,} ({report.cache_hit_rate:.0%})"
+    rows["output tokens"] = f"{report.num_output_tokens:,}"
+    rows["output tokens/s"] = f"{report.output_tokens_per_s:,.0f}"
+    rows["rows/s"] = f"{report.num_rows / max(report.wall_s, 1e-9):,.1f}"
+    rows["time"] = duration(report.wall_s)
+    return rows
+
+
+def _notes(report: BatchReport) -> Iterator[str]:
+    for column, count in report.unused.most_common():
+        yield f"note: {count:,} rows have a column {column!r}, which is no parameter: not used"
+    for model, count in report.other_models.most_common():
+        yield f"note: {count:,} rows name the model {model!r}; this run's model answered them"
+
+
+class _Bar:
+    """What rich draws again and again; it reads the report when it is asked to draw."""
+
+    def __init__(self, report: BatchReport, total_bytes: TotalBytes) -> None:
+        self._report = report
+        self._total_bytes = total_bytes
+
+    def __rich__(self) -> Table:
+        total = self._total_bytes(self._report.bytes_read)
+        done = self._report.fraction_done(total)
+        row = Table.grid(padding=(0, 1), expand=True)
+        row.add_column(ratio=1, min_width=10)
+        row.add_column(no_wrap=True)
+        bar = ProgressBar(total=1.0, completed=done or 0.0, pulse=done is None)
+        row.add_row(bar, progress_line(self._report, total))
+        return row
+
+
+def _write_lines(
+    report: BatchReport,
+    total_bytes: TotalBytes,
+    stream: TextIO,
+    interval_s: float,
+    stop: threading.Event,
+) -> None:
+    while not stop.wait(interval_s):
+        print(
+            f"batch: {progress_line(report, total_bytes(report.bytes_read))}",
+            file=stream,
+            flush=True,
+        )

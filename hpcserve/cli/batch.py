@@ -1,0 +1,118 @@
+"""`hpcserve batch`: answer the rows of a file, and look at the answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hpcserve.cli.options import SectionedCommand, config_options, engine_config, settings_of
+from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.config.load import ENGINE_CONFIGS, build
+from hpcserve.errors import ConfigError
+
+EXIT_FAILED_ROWS = 3
+
+
+class _CommandWithVerbs(SectionedCommand):
+    """`batch INPUT` runs a file; `batch VERB ...` does something else.
+
+    A file that is named as a verb is reached as ./show.
+    """
+
+    verbs: dict[str, click.Command]
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        if args and args[0] in self.verbs:
+            name = f"{info_name} {args[0]}"
+            return self.verbs[args[0]].make_context(name, args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(
+                [
+                    (f"batch {name}", verb.get_short_help_str(80))
+                    for name, verb in self.verbs.items()
+                ]
+            )
+
+
+@click.command(cls=_CommandWithVerbs)
+@click.argument("input_argument", metavar="INPUT", required=False)
+@config_options(
+    {
+        "Batch": [BatchConfig],
+        "Sampling, for rows that do not say": [RowDefaults],
+        "Engine": ENGINE_CONFIGS,
+    }
+)
+@click.pass_context
+def command(ctx: click.Context, /, input_argument: str | None, **_: Any) -> None:
+    """Answer every row of INPUT: one line of OUTPUT for each, in the same order.
+
+    Rows are OpenAI batch lines (custom_id, method, url, body) or plain {"prompt": ...} or
+    {"messages": [...]} objects, one per line; .gz and .zst are read and written.
+
+    Exit code: 0 all rows answered, 2 wrong usage, 3 some rows failed (OUTPUT says why), 75 ended
+    early.
+    """
+    from hpcserve.batch.client_engine import open_client_engine
+    from hpcserve.batch.run import run_batch
+    from hpcserve.log import setup_logging
+
+    setup_logging()
+    settings = settings_of(ctx, [BatchConfig, RowDefaults, *ENGINE_CONFIGS])
+    batch = _with_input(build(BatchConfig, settings), input_argument)
+    engine = engine_config(settings, None)
+    report = run_batch(engine, batch, build(RowDefaults, settings), open_client_engine)
+    if report.num_failed and report.first_failure:
+        line, message = report.first_failure
+        click.secho(
+            f"{report.num_failed:,} of {report.num_rows:,} rows failed; the first is line {line}: "
+            f"{message}",
+            fg="red",
+            err=True,
+        )
+        ctx.exit(EXIT_FAILED_ROWS)
+
+
+@click.command()
+@click.argument("output", metavar="OUTPUT", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--input",
+    "questions",
+    type=click.Path(exists=True, dir_okay=False),
+    help="the input of the run, to show each question beside its answer",
+)
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="rows"
+)
+@click.option("--failed", is_flag=True, help="only rows that failed")
+def show(output: str, questions: str | None, limit: int, failed: bool) -> None:
+    """Show the answers of an output file as a table."""
+    from hpcserve.batch.show import print_answers
+
+    print_answers(Path(output), Path(questions) if questions else None, limit=limit, failed=failed)
+
+
+command.verbs = {"show": show}
+
+
+def _with_input(batch: BatchConfig, argument: str | None) -> BatchConfig:
+    """The input stands without a flag, or as `-i`, as `vllm run-batch` takes it."""
+    if argument and batch.input and argument != batch.input:
+        raise ConfigError(f"the input is given twice: {argument} and {batch.input}")
+    if not argument and not batch.input:
+        raise ConfigError("no INPUT; say `hpcserve batch INPUT -o OUTPUT`")
+    if not batch.output:
+        raise ConfigError("no output; say `hpcserve batch INPUT -o OUTPUT`")
+    return dataclasses.replace(batch, input=argument or batch.input)

@@ -1,0 +1,197 @@
+"""Where a setting comes from: command line, then environment, then YAML file, then its default.
+
+Each setting remembers its origin, so that an error about its value can say where it was written.
+"""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from hpcserve.config.engine import PARTS, EngineConfig, unknown_option
+from hpcserve.config.option import Option, keyword_names, options_of
+from hpcserve.errors import ConfigError
+
+T = TypeVar("T")
+
+#: The configs that make up an EngineConfig.
+ENGINE_CONFIGS: tuple[type[Any], ...] = tuple(PARTS.values())
+
+ENVIRONMENT_PREFIX = "HPCSERVE_"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and where it was written: "command line", a variable, a file, or "default"."""
+
+    value: Any
+    origin: str
+
+    @property
+    def is_default(self) -> bool:
+        return self.origin == "default"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """One option of one config: `name` is its field, `type` its Python type."""
+
+    name: str
+    type: Any
+    default: Any
+    option: Option
+    keywords: tuple[str, ...]
+
+    @property
+    def off_keywords(self) -> tuple[str, ...]:
+        """Names that mean the opposite, such as disable_radix_cache."""
+        return tuple(_keyword(flag) for flag in self.option.off_flags)
+
+    @property
+    def is_list(self) -> bool:
+        return typing.get_origin(self.type) is tuple
+
+    @property
+    def plain_type(self) -> Any:
+        """Without None: `int | None` is int."""
+        return next((t for t in typing.get_args(self.type) if t is not type(None)), self.type)
+
+    @property
+    def variable(self) -> str:
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+
+def declared_in(configs: Sequence[type[Any]]) -> Iterator[Declared]:
+    """Every option of these dataclasses, in order."""
+    for config in configs:
+        types = typing.get_type_hints(config)
+        for field, its_option in options_of(config):
+            names = tuple(keyword_names(field, its_option))
+            yield Declared(field.name, types[field.name], field.default, its_option, names)
+
+
+def resolve(
+    configs: Sequence[type[Any]],
+    *,
+    given: Mapping[str, Any],
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> dict[str, Setting]:
+    """Field name -> Setting, for every option of `configs`.
+
+    given: what the command line set, by field name.
+    file: a YAML mapping of options, by any of their names in either dialect, with - or _.
+    Raises ConfigError for an unknown key, a value of the wrong type, or an unreadable file.
+    """
+    environ = os.environ if environ is None else environ
+    options = list(declared_in(configs))
+    from_file = _read_file(file, options) if file else {}
+    settings: dict[str, Setting] = {}
+    for declared in options:
+        if declared.name in given:
+            settings[declared.name] = Setting(given[declared.name], "command line")
+        elif environ.get(declared.variable):
+            origin = f"environment variable {declared.variable}"
+            value = convert(declared, environ[declared.variable], origin)
+            settings[declared.name] = Setting(value, origin)
+        elif declared.name in from_file:
+            settings[declared.name] = from_file[declared.name]
+        else:
+            settings[declared.name] = Setting(declared.default, "default")
+    return settings
+
+
+def build(config: type[T], settings: Mapping[str, Setting]) -> T:
+    """The dataclass `config` with these settings; its own checks name the origin of what they
+    refuse."""
+    names = [field.name for field, _ in options_of(config)]
+    values = {name: settings[name].value for name in names}
+    try:
+        return config(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_origins(str(error), names, settings)}") from error
+
+
+def build_engine(settings: Mapping[str, Setting]) -> EngineConfig:
+    """The EngineConfig with these settings."""
+    return EngineConfig(**{part: build(config, settings) for part, config in PARTS.items()})
+
+
+def convert(declared: Declared, value: Any, origin: str) -> Any:
+    """`value` as the option's type; a ConfigError about it names the option and the origin."""
+    try:
+        return parse(declared, value)
+    except ValueError as error:
+        raise ConfigError(f"{declared.name} ({origin}): {error}") from None
+
+
+def parse(declared: Declared, value: Any) -> Any:
+    """`value` as the option's type, parsed where it is text; else ValueError says what fits."""
+    if declared.is_list and isinstance(value, str):
+        value = [value]
+    try:
+        parsed = msgspec.convert(value, declared.type, strict=not isinstance(value, str))
+    except msgspec.ValidationError:
+        raise ValueError(f"expected {_describe(declared)}, not {value!r}") from None
+    choices = declared.option.choices
+    if choices and parsed not in choices:
+        raise ValueError(f"{value!r} is not one of {', '.join(map(str, choices))}")
+    return parsed
+
+
+def _describe(declared: Declared) -> str:
+    """What a user calls its type: `int | None` is a whole number."""
+    if declared.is_list:
+        return "a list of texts"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names[declared.plain_type]
+
+
+def _read_file(path: Path, options: Sequence[Declared]) -> dict[str, Setting]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config file {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds no mapping of options, but {type(content).__name__}")
+    return _from_file(path, content, options)
+
+
+def _from_file(
+    path: Path, content: Mapping[Any, Any], options: Sequence[Declared]
+) -> dict[str, Setting]:
+    on = {name: declared for declared in options for name in declared.keywords}
+    off = {name: declared for declared in options for name in declared.off_keywords}
+    found: dict[str, Setting] = {}
+    for key, value in content.items():
+        name = _keyword(str(key))
+        declared = on.get(name) or off.get(name)
+        if declared is None:
+            raise ConfigError(f"{path}: {unknown_option(str(key), [*on, *off])}")
+        converted = convert(declared, value, str(path))
+        if name in off:
+            converted = not converted
+        if declared.name in found and found[declared.name].value != converted:
+            raise ConfigError(f"{path} gives {declared.name} twice, with different values")
+        found[declared.name] = Setting(converted, str(path))
+    return found
+
+
+def _keyword(flag: str) -> str:
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _origins(message: str, names: Sequence[str], settings: Mapping[str, Setting]) -> str:
+    """Where the options that `message` speaks of were written, unless on the command line."""
+    spoken = [settings[name].origin for name in names if name in message]
+    elsewhere = sorted({text for text in spoken if text not in ("command line", "default")})
+    return f" (from {', '.join(elsewhere)})" if elsewhere else ""

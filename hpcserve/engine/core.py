@@ -1,0 +1,172 @@
+"""The core: one process, one scheduler, one loop. Requests in, steps to the workers, tokens out."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import sys
+import time
+from collections import deque
+
+from hpcserve.config.engine import EngineConfig
+from hpcserve.engine.core_outputs import by_frontend
+from hpcserve.engine.executor import Executor, StepHandle
+from hpcserve.engine.step_log import StepLog
+from hpcserve.errors import ConfigError, HpcserveError
+from hpcserve.ipc.channel import CoreChannel
+from hpcserve.ipc.messages import (
+    AbortRequests,
+    ControlReply,
+    ControlRequest,
+    EngineCoreRequest,
+    EngineDead,
+    FrontendMessage,
+    Ready,
+    RequestFailed,
+)
+from hpcserve.kvcache.no_reuse import NoReuse
+from hpcserve.kvcache.radix import RadixCache
+from hpcserve.log import get_logger
+from hpcserve.scheduler.scheduler import Scheduler
+
+logger = get_logger(__name__)
+
+#: An idle core looks up this often, only to notice a signal; requests wake it at once.
+_IDLE_POLL_MS = 1000
+
+
+class EngineCore:
+    """Runs steps while there is work; two are under way at once where the device is asynchronous."""
+
+    def __init__(self, config: EngineConfig, executor: Executor, channel: CoreChannel) -> None:
+        info = executor.info
+        page_size = config.cache.page_size
+        reuse = config.cache.enable_radix_cache
+        self._executor = executor
+        self._channel = channel
+        self._scheduler = Scheduler(
+            config.scheduler,
+            RadixCache(page_size) if reuse else NoReuse(page_size),
+            info.num_pages,
+            context_length=info.context_length,
+            eos_token_ids=info.eos_token_ids,
+        )
+        overlap = config.scheduler.enable_overlap
+        if overlap is None:
+            overlap = not info.device.startswith("cpu")
+        self._depth = 2 if overlap else 1
+        self._in_flight: deque[StepHandle] = deque()
+        self._log = StepLog(self._scheduler)
+        self._stopping = False
+        self._was_busy = False
+
+    def ready(self) -> Ready:
+        info = self._executor.info
+        return Ready(
+            context_length=self._scheduler.context_length,
+            vocab_size=info.vocab_size,
+            max_total_tokens=self._scheduler.num_pages * self._scheduler.page_size,
+            page_size=self._scheduler.page_size,
+            eos_token_ids=info.eos_token_ids,
+            device=info.device,
+            timings_s=info.timings_s,
+        )
+
+    def run(self) -> None:
+        """Serve until a frontend asks for shutdown."""
+        self._channel.broadcast(self.ready())
+        # What start-up made lives for ever: no collection needs to look at it again.
+        gc.collect()
+        gc.freeze()
+        while not self._stopping:
+            self._receive()
+            self._step()
+        self._executor.shutdown()
+
+    def stop(self) -> None:
+        """Leave `run` after the current step."""
+        self._stopping = True
+
+    def _receive(self) -> None:
+        busy = self._scheduler.has_requests or bool(self._in_flight)
+        if self._was_busy and not busy:
+            self._scheduler.check_idle()
+            self._log.on_idle()
+        self._was_busy = busy
+        for frontend, message in self._channel.receive(0 if busy else _IDLE_POLL_MS):
+            self._handle(frontend, message)
+
+    def _step(self) -> None:
+        issued = None
+        if len(self._in_flight) < self._depth:
+            issued = self._scheduler.schedule()
+            if issued is not None:
+                self._in_flight.append(self._executor.submit(issued))
+        if self._in_flight and (issued is None or len(self._in_flight) == self._depth):
+            output = self._in_flight.popleft().result()
+            updates = self._scheduler.update(output)
+            for frontend, message in by_frontend(updates, output).items():
+                if not self._channel.send(frontend, message):
+                    self._scheduler.abort_all(frontend)
+            self._log.on_step(time.monotonic())
+
+    def _handle(self, frontend: bytes, message: FrontendMessage) -> None:
+        if isinstance(message, EngineCoreRequest):
+            try:
+                self._scheduler.add(message, frontend)
+            except HpcserveError as error:
+                code = error.code or type(error).__name__
+                self._channel.send(frontend, RequestFailed(message.request_id, code, str(error)))
+        elif isinstance(message, AbortRequests):
+            for request_id in message.request_ids:
+                self._scheduler.abort(request_id, frontend)
+        else:
+            self._channel.send(frontend, self._control(message))
+
+    def _control(self, message: ControlRequest) -> ControlReply:
+        error = None
+        if message.kind == "flush_cache":
+            logger.info("dropped %d cached pages", self._scheduler.flush_cache())
+        elif message.kind == "shutdown":
+            self._stopping = True
+        elif message.kind != "stats":
+            error = f"unknown control request {message.kind!r}"
+        return ControlReply(message.call_id, self._scheduler.stats(), error)
+
+
+def run_core(config: EngineConfig, endpoint: str) -> None:
+    """Be the core process until told to stop. Exits with the code of the error that ended it.
+
+    endpoint: as `Endpoint.parse` takes it.
+    """
+    channel = CoreChannel(endpoint)
+    # Ctrl-C reaches the whole process group; the frontend drains first and then tells us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _raise_exit)
+    try:
+        EngineCore(config, make_executor(config), channel).run()
+    except HpcserveError as error:
+        channel.broadcast(EngineDead("core", str(error), error.exit_code))
+        sys.exit(error.exit_code)
+    except Exception as error:
+        logger.exception("the engine core failed")
+        channel.broadcast(EngineDead("core", f"{type(error).__name__}: {error}"))
+        sys.exit(1)
+    finally:
+        channel.close()
+
+
+def make_executor(config: EngineConfig) -> Executor:
+    """The workers for this layout."""
+    if config.parallel.world_size > 1:
+        raise ConfigError(
+            f"{config.parallel.world_size} GPUs are asked for (TP x PP x DP), but this version "
+            "runs on one; leave --tp, --pp and --dp at 1"
+        )
+    from hpcserve.engine.executor_inproc import InprocExecutor
+
+    return InprocExecutor(config)
+
+
+def _raise_exit(signum: int, frame: object) -> None:
+    raise SystemExit(128 + signum)

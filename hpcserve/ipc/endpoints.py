@@ -1,0 +1,77 @@
+"""Where a core listens: a socket file that only its user can reach, or a guarded local port."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import socket
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+
+_SOCKET_FILE = "core.sock"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Address of a core, and the token without which it ignores a message.
+
+    The token guards TCP addresses, which every user of the node can reach. `str(endpoint)` and
+    `Endpoint.parse` carry both in one string, for command lines and messages.
+    """
+
+    address: str
+    token: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.address}#{self.token}"
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        address, _, token = text.rpartition("#")
+        if not address or not token:
+            raise ValueError(f"{text!r} is no endpoint of the form ADDRESS#TOKEN")
+        return cls(address, token)
+
+
+class OwnedEndpoint:
+    """A fresh endpoint and the files behind it; `remove()` deletes them."""
+
+    def __init__(self, folder: Path | None, endpoint: Endpoint) -> None:
+        self._folder = folder
+        self.endpoint = endpoint
+
+    def remove(self) -> None:
+        """Delete the socket's folder; calling it again does nothing."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Endpoint:
+        return self.endpoint
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def create_endpoint(parent: Path | None = None) -> OwnedEndpoint:
+    """Make a new endpoint on this machine.
+
+    A unix socket in a 0700 folder of `parent` (default: the temporary folder). Job systems like
+    long temporary paths, a socket's path must be short: then a port of the loopback device.
+    """
+    token = secrets.token_hex(16)
+    folder = Path(tempfile.mkdtemp(prefix="hpcserve-", dir=parent))
+    path = folder / _SOCKET_FILE
+    if len(str(path).encode()) <= zmq.IPC_PATH_MAX_LEN:
+        return OwnedEndpoint(folder, Endpoint(f"ipc://{path}", token))
+    folder.rmdir()
+    return OwnedEndpoint(None, Endpoint(f"tcp://127.0.0.1:{_free_port()}", token))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,237 @@
+"""Llama 2 and 3, and the decoder that Mistral and Qwen share with declared differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from hpcserve.config.checkpoint import CheckpointConfig
+from hpcserve.distributed.parallel_state import TensorParallel
+from hpcserve.errors import UnsupportedModelError
+from hpcserve.layers.activation import SiluAndMul
+from hpcserve.layers.attention import Attention
+from hpcserve.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from hpcserve.layers.forward_context import ForwardContext
+from hpcserve.layers.linear import (
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
+from hpcserve.layers.norm import RMSNorm
+from hpcserve.layers.parameter import ShardId
+from hpcserve.layers.rotary import RotaryEmbedding
+from hpcserve.models.base import CausalLM
+
+
+@dataclass(frozen=True)
+class DecoderTraits:
+    """How one architecture's layers differ from plain Llama's."""
+
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+
+
+class DecoderAttention(nn.Module):
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        traits: DecoderTraits,
+        layer_id: int,
+        rotary: RotaryEmbedding,
+        tp: TensorParallel,
+    ) -> None:
+        super().__init__()
+        self.qkv_proj = QKVParallelLinear(
+            config.hidden_size,
+            config.head_dim,
+            config.num_heads,
+            config.num_kv_heads,
+            tp,
+            bias=traits.qkv_bias,
+        )
+        self.o_proj = RowParallelLinear(
+            config.num_heads * config.head_dim, config.hidden_size, tp, bias=traits.o_bias
+        )
+        norm_eps = config.rms_norm_eps
+        self.q_norm = RMSNorm(config.head_dim, norm_eps) if traits.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, norm_eps) if traits.qk_norm else None
+        self.attn = Attention(layer_id, self.qkv_proj.num_heads, self.qkv_proj.num_kv_heads, rotary)
+
+    def forward(
+        self, hidden: torch.Tensor, positions: torch.Tensor, ctx: ForwardContext
+    ) -> torch.Tensor:
+        q, k, v = self.qkv_proj(hidden).split(self.qkv_proj.sizes, dim=-1)
+        out: torch.Tensor = self.o_proj(
+            self.attn(q, k, v, positions, ctx, q_norm=self.q_norm, k_norm=self.k_norm)
+        )
+        return out
+
+
+class GatedMLP(nn.Module):
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, tp: TensorParallel, *, bias: bool
+    ) -> None:
+        super().__init__()
+        self.gate_up_proj = MergedColumnParallelLinear(
+            hidden_size, [intermediate_size, intermediate_size], tp, bias=bias
+        )
+        self.act = SiluAndMul()
+        self.down_proj = RowParallelLinear(intermediate_size, hidden_size, tp, bias=bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(self.act(self.gate_up_proj(hidden)))
+        return out
+
+
+class DecoderLayer(nn.Module):
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        traits: DecoderTraits,
+        layer_id: int,
+        rotary: RotaryEmbedding,
+        tp: TensorParallel,
+    ) -> None:
+        super().__init__()
+        self.self_attn = DecoderAttention(config, traits, layer_id, rotary, tp)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, tp, bias=traits.mlp_bias)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor | None,
+        positions: torch.Tensor,
+        ctx: ForwardContext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes and returns (what the last block added, the sum before it)."""
+        if residual is None:
+            residual, hidden = hidden, self.input_layernorm(hidden)
+        else:
+            hidden, residual = self.input_layernorm.add(hidden, residual)
+        hidden = self.self_attn(hidden, positions, ctx)
+        hidden, residual = self.post_attention_layernorm.add(hidden, residual)
+        return self.mlp(hidden), residual
+
+
+class Decoder(nn.Module):
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        traits: DecoderTraits,
+        tp: TensorParallel,
+        context_length: int,
+    ) -> None:
+        super().__init__()
+        rotary = RotaryEmbedding(
+            config.head_dim,
+            context_length,
+            config.rope_theta,
+            config.rope_scaling,
+            config.max_position_embeddings,
+        )
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, tp)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, traits, layer_id, rotary, tp)
+            for layer_id in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, hidden: torch.Tensor, positions: torch.Tensor, ctx: ForwardContext
+    ) -> torch.Tensor:
+        residual = None
+        for layer in self.layers:
+            hidden, residual = layer(hidden, residual, positions, ctx)
+        if residual is None:
+            normed: torch.Tensor = self.norm(hidden)
+            return normed
+        return self.norm.add(hidden, residual)[0]
+
+
+class LlamaForCausalLM(CausalLM):
+    packed_modules: ClassVar[Mapping[str, tuple[str, ShardId]]] = {
+        "q_proj": ("qkv_proj", "q"),
+        "k_proj": ("qkv_proj", "k"),
+        "v_proj": ("qkv_proj", "v"),
+        "gate_proj": ("gate_up_proj", 0),
+        "up_proj": ("gate_up_proj", 1),
+    }
+
+    def __init__(
+        self, checkpoint: CheckpointConfig, tp: TensorParallel, context_length: int
+    ) -> None:
+        super().__init__(checkpoint, tp, context_length)
+        activation = checkpoint.raw.get("hidden_act", "silu")
+        if activation not in ("silu", "swish"):
+            raise UnsupportedModelError(
+                f"{checkpoint.model_type} with hidden_act {activation!r} is not supported; only silu"
+            )
+        refuse_sliding_window(self.sliding_window(checkpoint), checkpoint, context_length)
+        self.tied = checkpoint.tie_word_embeddings
+        self.model = Decoder(checkpoint, self.traits(checkpoint), tp, context_length)
+        self.lm_head = ParallelLMHead(
+            checkpoint.vocab_size,
+            checkpoint.hidden_size,
+            tp,
+            tied_to=self.model.embed_tokens if self.tied else None,
+        )
+        self.num_layers = checkpoint.num_layers
+        self.head_dim = checkpoint.head_dim
+        heads = QKVParallelLinear.heads_of_rank(checkpoint.num_heads, checkpoint.num_kv_heads, tp)
+        self.num_heads, self.num_kv_heads = heads
+
+    @staticmethod
+    def traits(checkpoint: CheckpointConfig) -> DecoderTraits:
+        """What the checkpoint's own fields say about its layers."""
+        attention_bias = bool(checkpoint.raw.get("attention_bias", False))
+        return DecoderTraits(
+            qkv_bias=attention_bias,
+            o_bias=attention_bias,
+            mlp_bias=bool(checkpoint.raw.get("mlp_bias", False)),
+        )
+
+    @staticmethod
+    def sliding_window(checkpoint: CheckpointConfig) -> int | None:
+        """Tokens that a layer looks back over, where that is bounded."""
+        return None
+
+    def is_ignored(self, tensor_name: str) -> bool:
+        # Tied checkpoints may carry the head as well; it equals the embedding.
+        return super().is_ignored(tensor_name) or (self.tied and tensor_name == "lm_head.weight")
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        ctx: ForwardContext,
+        input_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        hidden = self.model.embed_tokens(input_ids) if input_embeds is None else input_embeds
+        out: torch.Tensor = self.model(hidden, positions, ctx)
+        return out
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.lm_head(hidden)
+        return logits
+
+
+def refuse_sliding_window(
+    window: int | None, checkpoint: CheckpointConfig, context_length: int
+) -> None:
+    """Raise UnsupportedModelError where a window would cut the context."""
+    if window is not None and window < context_length:
+        raise UnsupportedModelError(
+            f"{checkpoint.path.name} attends over a sliding window of {window} tokens, which is not "
+            f"supported; pass --context-length {window} or less (it is {context_length})"
+        )
+
+
+EntryClass = LlamaForCausalLM

@@ -1,0 +1,27 @@
+"""Linear layers: cuBLAS, or the own kernel for few rows where a measured table says it is faster."""
+
+from __future__ import annotations
+
+import torch
+
+from hpcserve.kernels.gemm import reference
+from hpcserve.ops._dispatch import kernel, use_kernel
+
+#: More rows than this always go to cuBLAS; checked here to keep the common path to one branch.
+MAX_ROWS = 16
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x [..., K] @ weight [N, K]^T + bias [N] + residual [..., N]; accumulated in fp32."""
+    if x.numel() <= MAX_ROWS * x.shape[-1] and use_kernel(x):
+        module = kernel("gemm.small_m_triton")
+        config = module.tuned_config(x, weight)
+        if config is not None:
+            out: torch.Tensor = module.linear(x, weight, bias, residual, config)
+            return out
+    return reference.linear(x, weight, bias, residual)

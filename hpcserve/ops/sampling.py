@@ -1,0 +1,70 @@
+"""Choosing tokens: penalties, bias, filters, Gumbel-max sampling, log-probabilities.
+
+Filters apply in the order temperature, top-k, top-p (over the renormalised top-k distribution),
+min-p (relative to the largest probability); tokens that tie with the last one kept are kept.
+Noise depends only on (seed, position, token id): see kernels/sampling/noise.py.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from hpcserve.kernels.sampling import reference
+from hpcserve.kernels.sampling.reference import top_logprobs
+from hpcserve.ops._dispatch import kernel, use_kernel
+
+__all__ = ["apply_logit_bias", "apply_penalties", "sample", "top_logprobs"]
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """One token per row of logits [B, V] (fp32 or bf16); returns int64 [B].
+
+    temperature, top_p, min_p: fp32 [B]; top_k: int32 [B], off where <= 0 or >= V; seeds,
+    positions: int64 [B], position being that of the new token in its sequence. Rows with a
+    temperature below 1e-5 are greedy. On CUDA it waits for nothing and may be captured in a graph.
+    """
+    run = reference.sample
+    if use_kernel(logits):
+        run = kernel("sampling.sample_triton").sample
+    return run(logits, temperature, top_k, top_p, min_p, seeds, positions)
+
+
+def apply_penalties(
+    logits: torch.Tensor,
+    output_counts: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    frequency: torch.Tensor,
+    presence: torch.Tensor,
+    repetition: torch.Tensor,
+) -> torch.Tensor:
+    """Penalise tokens seen before; in place, returns logits [B, V].
+
+    output_counts: int32 [B, V]; prompt_mask: bool [B, V]; frequency, presence, repetition:
+    fp32 [B]. Repetition looks at prompt and output, the others at the output.
+    """
+    run = reference.apply_penalties
+    if use_kernel(logits):
+        run = kernel("sampling.penalties_triton").apply_penalties
+    return run(logits, output_counts, prompt_mask, frequency, presence, repetition)
+
+
+def apply_logit_bias(
+    logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """logits[rows[i], token_ids[i]] += bias[i], in place; returns logits [B, V].
+
+    rows, token_ids: int [n], each pair at most once, padding where the row is below 0; bias:
+    fp32 [n], -inf forbids a token.
+    """
+    run = reference.apply_logit_bias
+    if use_kernel(logits):
+        run = kernel("sampling.penalties_triton").apply_logit_bias
+    return run(logits, rows, token_ids, bias)

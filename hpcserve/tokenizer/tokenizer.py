@@ -1,0 +1,105 @@
+"""Text to token ids and back, for one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hpcserve.errors import ModelNotFoundError
+from hpcserve.tokenizer.backend import FastBackend, TokenizerBackend, TransformersBackend
+from hpcserve.tokenizer.byte_level import TokenBytes, TokenTexts
+from hpcserve.tokenizer.chat_template import ChatTemplate, find_templates
+from hpcserve.tokenizer.detokenizer import ByteLevelDetokenizer, Detokenizer, WindowDetokenizer
+from hpcserve.tokenizer.files import CONFIG_FILE, TOKENIZER_FILE, read_json, special_tokens
+
+_NOTHING: frozenset[int] = frozenset()
+
+
+class Tokenizer:
+    """Safe to use from several threads; its detokenizers are not."""
+
+    def __init__(
+        self, backend: TokenizerBackend, special: dict[str, str], template: ChatTemplate
+    ) -> None:
+        self.backend = backend
+        #: Role -> text, such as {"eos_token": "<|im_end|>"}.
+        self.special_tokens = special
+        self.chat_template = template
+        self.vocab_size = backend.vocab_size
+        self.special_ids = backend.special_ids
+        eos = special.get("eos_token")
+        self.eos_token_id = None if eos is None else backend.token_to_id(eos)
+        self._bytes = TokenBytes(backend)
+        self._texts = TokenTexts(self._bytes)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        chat_template: Path | None = None,
+        trust_remote_code: bool = False,
+    ) -> Tokenizer:
+        """Read the tokenizer of a model folder.
+
+        chat_template: a jinja file to use instead of the checkpoint's.
+        Raises ModelNotFoundError (no folder), TokenizerError (unusable).
+        """
+        if not folder.is_dir():
+            raise ModelNotFoundError(f"there is no model folder {folder}")
+        config: dict[str, Any] = read_json(folder / CONFIG_FILE)
+        backend: TokenizerBackend
+        if (folder / TOKENIZER_FILE).is_file():
+            backend = FastBackend(folder, config)
+        else:
+            backend = TransformersBackend(folder, trust_remote_code=trust_remote_code)
+        special = special_tokens(folder, config)
+        templates = find_templates(folder, config, replacement=chat_template)
+        return cls(backend, special, ChatTemplate(templates, special))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; with special tokens, what the checkpoint puts around a prompt (its BOS)."""
+        return self.backend.encode(text, add_special_tokens)
+
+    def encode_batch(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
+        """`encode` of each, on all cores where the library can."""
+        return self.backend.encode_batch(texts, add_special_tokens)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return self.backend.decode(token_ids, skip_special_tokens)
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """A fresh one, for one answer."""
+        skipped = self.special_ids if skip_special_tokens else _NOTHING
+        if self.backend.is_byte_level:
+            return ByteLevelDetokenizer(self._bytes, self._texts, skipped)
+        return WindowDetokenizer(self.backend, skipped)
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text, for lists of log-probabilities; bytes of half a character show as
+        U+FFFD."""
+        if self.backend.is_byte_level:
+            return self.token_bytes(token_id).decode(errors="replace")
+        return self.backend.decode([token_id], False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """One token's bytes; of a tokenizer that is not byte-level, of its text."""
+        if self.backend.is_byte_level:
+            return self._bytes[token_id]
+        return self.token_text(token_id).encode()
+
+    def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> list[int]:
+        """A conversation as the model reads it. Raises as ChatTemplate.render does."""
+        text = self.chat_template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables
+        )
+        # The template writes BOS itself, where the model wants one.
+        return self.encode(text, add_special_tokens=False)

@@ -1,0 +1,139 @@
+"""Choosing tokens, in plain torch: penalties, bias, filters by sorting, Gumbel-max.
+
+Filters apply in this order, as users of SGLang and vLLM expect: temperature; top-k; top-p over
+the top-k distribution, renormalised; min-p relative to the largest probability. Each keeps
+every token at least as likely as some threshold, so tokens that tie with the last one kept are
+kept as well. The token is then argmax(logit / temperature + Gumbel noise), which is a sample of
+the softmax (Gumbel, 1954; Maddison et al., 2014, "A* Sampling"); with noise that depends only on
+(seed, position, token id) neither the batch nor the device's schedule can change it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .noise import gumbel, noise_bits
+
+#: Below this a temperature is greedy: dividing by it would overflow fp32 logits.
+GREEDY_TEMPERATURE = 1e-5
+
+
+def filter_thresholds(
+    scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """fp32 [B, 1]: the least of `scaled` (fp32 [B, V], after temperature) that is kept."""
+    vocab = scaled.shape[-1]
+    ordered = scaled.sort(dim=-1, descending=True).values
+    k = torch.where((top_k <= 0) | (top_k > vocab), vocab, top_k).long()
+    by_k = ordered.gather(1, k[:, None] - 1)
+    kept = ordered.masked_fill(ordered < by_k, -torch.inf)
+    probs = kept.softmax(dim=-1, dtype=torch.float64)
+    # The nucleus is the shortest prefix that reaches top_p; its first token is always in it.
+    mass_before = probs.cumsum(-1) - probs
+    size = (mass_before < top_p[:, None].double()).sum(-1, keepdim=True).clamp(min=1)
+    by_p = kept.gather(1, size - 1)
+    by_p = torch.where(top_p[:, None] >= 1.0, -torch.inf, by_p)
+    by_min_p = ordered[:, :1] + torch.log(min_p.clamp(min=0.0))[:, None]
+    return torch.maximum(torch.maximum(by_k, by_p), torch.minimum(by_min_p, ordered[:, :1]))
+
+
+def _sample_rows(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """Rows that are not greedy."""
+    vocab = logits.shape[-1]
+    scaled = logits.float() * (1.0 / temperature.float())[:, None]
+    filtered = ((top_k > 0) & (top_k < vocab)) | (top_p < 1.0) | (min_p > 0.0)
+    if bool(filtered.any()):
+        threshold = filter_thresholds(scaled, top_k, top_p.float(), min_p.float())
+        scaled = scaled.masked_fill(scaled < threshold, -torch.inf)
+    bits = noise_bits(seeds, positions, torch.arange(vocab, device=logits.device))
+    return (scaled + gumbel(bits)).argmax(dim=-1)
+
+
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """One token per row of logits [B, V] (fp32, fp16 or bf16); returns int64 [B].
+
+    temperature, top_p, min_p: fp [B]; top_k: int32 [B], off where <= 0 or >= V; seeds, positions:
+    int64 [B]. Rows with temperature below 1e-5 are greedy (the least id wins a tie).
+    """
+    random = temperature >= GREEDY_TEMPERATURE
+    if not bool(random.any()):
+        return logits.argmax(dim=-1)
+    if bool(random.all()):
+        return _sample_rows(logits, temperature, top_k, top_p, min_p, seeds, positions)
+    tokens = logits.argmax(dim=-1)
+    rows = random.nonzero().squeeze(-1)
+    per_row = (logits, temperature, top_k, top_p, min_p, seeds, positions)
+    tokens[rows] = _sample_rows(*(tensor[rows] for tensor in per_row))
+    return tokens
+
+
+def apply_penalties(
+    logits: torch.Tensor,
+    output_counts: torch.Tensor,
+    prompt_mask: torch.Tensor,
+    frequency: torch.Tensor,
+    presence: torch.Tensor,
+    repetition: torch.Tensor,
+) -> torch.Tensor:
+    """Penalise tokens seen before; in place, returns logits [B, V].
+
+    output_counts: int32 [B, V], how often each token was generated; prompt_mask: bool [B, V],
+    tokens of the prompt; frequency, presence, repetition: fp [B]. Repetition (Keskar et al.,
+    2019, "CTRL") divides positive and multiplies negative logits of tokens of prompt and output;
+    frequency and presence (OpenAI's) subtract for tokens of the output.
+    """
+    generated = output_counts > 0
+    repeated = torch.where(generated | prompt_mask, repetition[:, None].float(), 1.0)
+    wide = logits.float()
+    wide = torch.where(wide > 0, wide / repeated, wide * repeated)
+    wide = wide - frequency[:, None].float() * output_counts
+    wide = wide - presence[:, None].float() * generated
+    return logits.copy_(wide)
+
+
+def apply_logit_bias(
+    logits: torch.Tensor, rows: torch.Tensor, token_ids: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    """logits[rows[i], token_ids[i]] += bias[i]; in place, returns logits [B, V].
+
+    rows, token_ids: int [n], each pair at most once; bias: fp [n], -inf forbids a token. Entries
+    whose row is below 0 are padding.
+    """
+    real = rows >= 0
+    if not bool(real.all()):
+        rows, token_ids, bias = rows[real], token_ids[real], bias[real]
+    rows, token_ids = rows.long(), token_ids.long()
+    biased = logits[rows, token_ids].float() + bias.float()
+    logits[rows, token_ids] = biased.to(logits.dtype)
+    return logits
+
+
+def top_logprobs(
+    logits: torch.Tensor, chosen: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-softmax in fp32 of chosen int64 [B] and of the k likeliest tokens of logits [B, V].
+
+    Returns (chosen_logprob fp32 [B], top_ids int64 [B, k], top_values fp32 [B, k]), likeliest
+    first; k may be 0.
+    """
+    wide = logits.float()
+    total = wide.logsumexp(dim=-1)
+    chosen_logprob = wide.gather(1, chosen[:, None]).squeeze(1) - total
+    values, ids = wide.topk(k, dim=-1)
+    return chosen_logprob, ids, values - total[:, None]

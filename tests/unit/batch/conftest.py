@@ -1,0 +1,89 @@
+"""An engine without processes: what the runner is given, and what the machine is not asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer
+from hpcserve.batch.row import CHAT_URL, COMPLETION_URL
+from hpcserve.errors import ContextLengthError, EngineDeadError, InvalidParameterError
+
+_FIELDS = frozenset({"model", "max_tokens", "temperature", "seed", "top_p", "stop", "n"})
+
+
+class EchoEngine:
+    """Answers with the words of the prompt in reverse, after a few turns of the event loop.
+
+    Longer prompts take longer, so rows end in another order than they came in.
+    """
+
+    limits = EngineLimits(max_running_requests=16, max_total_tokens=4096)
+    fields = {CHAT_URL: _FIELDS | {"messages"}, COMPLETION_URL: _FIELDS | {"prompt"}}
+    sampling_fields = _FIELDS
+    model_names = frozenset({"echo"})
+    context_length = 100
+
+    def __init__(self) -> None:
+        self.num_running = 0
+        self.max_running = 0
+        self.max_tokens_running = 0
+        self.bodies: list[dict[str, Any]] = []
+        self.die_after: int | None = None
+        self.delay_s = 0.0
+
+    def prepare(self, url: str, body: dict[str, Any]) -> PreparedRequest:
+        self.bodies.append(body)
+        if url == CHAT_URL:
+            text = body["messages"][-1]["content"]
+        else:
+            text = body["prompt"]
+        if not isinstance(text, str):
+            raise InvalidParameterError("prompt", "no text")
+        words = text.split()
+        if len(words) > self.context_length:
+            raise ContextLengthError(len(words), None, self.context_length)
+        return PreparedRequest(len(words), (url, words))
+
+    async def answer(self, request: PreparedRequest) -> RowAnswer:
+        url, words = request.payload
+        self.num_running += 1
+        self.max_running = max(self.max_running, self.num_running)
+        try:
+            await asyncio.sleep(self.delay_s)
+            for _ in range(len(words) % 7):
+                await asyncio.sleep(0)
+        finally:
+            self.num_running -= 1
+        if self.die_after is not None:
+            self.die_after -= 1
+            if self.die_after < 0:
+                raise EngineDeadError("the engine is gone (core): told to die")
+        if "poison" in words:
+            raise InvalidParameterError("prompt", "poison")
+        text = " ".join(reversed(words))
+        choice = {"index": 0, "finish_reason": "stop"}
+        if url == CHAT_URL:
+            choice["message"] = {"role": "assistant", "content": text}
+        else:
+            choice["text"] = text
+        body = {"choices": [choice], "usage": {"completion_tokens": len(words)}}
+        return RowAnswer(body, len(words), len(words), len(words) // 2)
+
+
+@pytest.fixture
+def engine() -> EchoEngine:
+    return EchoEngine()
+
+
+@pytest.fixture
+def open_engine(engine: EchoEngine) -> Callable[..., Any]:
+    @asynccontextmanager
+    async def opened(config: Any):
+        yield engine
+
+    return opened

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+import pytest
+
+from hpcserve.ipc.endpoints import Endpoint, create_endpoint
+
+
+def test_socket_folder_is_private_and_goes_away(tmp_path):
+    owned = create_endpoint(tmp_path)
+    folder = Path(owned.endpoint.address.removeprefix("ipc://")).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    owned.remove()
+    owned.remove()
+    assert not folder.exists()
+
+
+def test_long_path_falls_back_to_loopback(tmp_path):
+    parent = tmp_path / ("x" * 120)
+    parent.mkdir()
+    with create_endpoint(parent) as endpoint:
+        assert endpoint.address.startswith("tcp://127.0.0.1:")
+    assert list(parent.iterdir()) == []
+
+
+def test_text_form_round_trips_and_repr_hides_the_token():
+    endpoint = Endpoint("ipc:///tmp/a#b/core.sock", "secret")
+    assert Endpoint.parse(str(endpoint)) == endpoint
+    assert "secret" not in repr(endpoint)
+    with pytest.raises(ValueError, match="no endpoint"):
+        Endpoint.parse("ipc:///tmp/core.sock")
