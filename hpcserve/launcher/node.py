@@ -48,6 +48,7 @@ class NodeOptions:
     drain_s: float = 20.0
     orphan_s: float = 120.0
     dist_port: int = 0
+    preflight: str = "off"
 
 
 class Node:

@@ -67,6 +67,7 @@ class TemplateExecutor(SlurmExecutor):  # type: ignore[misc]
         return parse_job_id(string.decode() if isinstance(string, bytes) else string)
 
     def submit_script(self) -> Any:
+        self.folder.mkdir(parents=True, exist_ok=True)
         return self._submit_command("")
 
 

@@ -6,11 +6,12 @@ that only `sacct` does, where the site keeps accounting at all.
 
 from __future__ import annotations
 
+import os
 import subprocess
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from hpcserve.errors import SlurmError
 from hpcserve.launcher.environment import without_slurm
@@ -50,8 +51,6 @@ def command(*words: str, timeout_s: float = 10.0) -> str:
     What it prints on stderr is no failure (sites print banners there): only its exit status is.
     Raises SlurmError with what it said.
     """
-    import os
-
     try:
         done = subprocess.run(
             words,
@@ -148,17 +147,31 @@ def _from_accounting(job_ids: list[str], timeout_s: float) -> dict[str, SlurmJob
 
 def setting(name: str, default: float) -> float:
     """A number of `scontrol show config`, such as KillWait in seconds."""
+    first = word(name)
+    return float(first) if first.isdigit() else default
+
+
+def word(name: str) -> str:
+    """The first word of a setting of the cluster; empty where SLURM does not say."""
     try:
         text = command("scontrol", "show", "config")
     except SlurmError:
-        return default
+        return ""
     for line in text.splitlines():
         key, _, value = line.partition("=")
         if key.strip() == name:
-            digits = value.split()[0] if value.split() else ""
-            return float(digits) if digits.isdigit() else default
-    return default
+            return next(iter(value.split()), "")
+    return ""
 
 
-def seconds_left(info: SlurmJobInfo) -> float | None:
-    return None if info.end_time_s is None else info.end_time_s - time.time()
+def stdout_path(job_id: str) -> Path | None:
+    """Where SLURM writes the batch script's output."""
+    try:
+        text = command("scontrol", "show", "job", job_id)
+    except SlurmError:
+        return None
+    for line in text.splitlines():
+        key, equals, value = line.strip().partition("=")
+        if equals and key == "StdOut":
+            return Path(value)
+    return None

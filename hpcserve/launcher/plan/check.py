@@ -1,0 +1,1 @@
+def refuse_what_cannot_fit(request): pass
