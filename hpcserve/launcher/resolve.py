@@ -44,6 +44,13 @@ def find(reference: str) -> JobRef:
     return named[-1]
 
 
+def tasks_of(ref: JobRef) -> list[JobRef]:
+    """The tasks of an array that have a folder; none for an ordinary job."""
+    return [
+        JobRef(f"{ref.job_id}_{task.path.name}", task, ref.name) for task in ref.job_dir.tasks()
+    ]
+
+
 def _ref(job_id: str, job_dir: JobDir, task: str | None = None) -> JobRef:
     name = str(job_dir.read_job().get("name", ""))
     return JobRef(job_id, job_dir.task(task), name)
