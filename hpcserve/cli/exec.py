@@ -17,7 +17,7 @@ def command(job: str, rank: int | None, all_nodes: bool, words: tuple[str, ...])
     """Run COMMAND in the allocation of JOB, without asking for more: nvidia-smi, py-spy, a shell."""
     from hpcserve.errors import LauncherError, SlurmError
     from hpcserve.launcher.environment import without_slurm
-    from hpcserve.launcher.local import is_local
+    from hpcserve.launcher.local_job import is_local
     from hpcserve.launcher.resolve import find
     from hpcserve.launcher.status import status
 

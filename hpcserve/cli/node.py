@@ -11,13 +11,15 @@ from hpcserve.config.job import PREFLIGHTS
 @click.command(hidden=True, context_settings={"ignore_unknown_options": True})
 @click.option("--run-dir", required=True)
 @click.option("--verb", default="serve")
-@click.option("--fabric", type=click.Choice(FABRICS), default="auto")
+@click.option(
+    "--fabric", type=click.Choice(FABRICS), default="auto", envvar="HPCSERVE_FABRIC"
+)
 @click.option("--require-fabric", is_flag=True)
-@click.option("--ifname")
+@click.option("--ifname", envvar="HPCSERVE_IFNAME")
 @click.option("--ib-hca")
 @click.option("--drain", type=float, default=20.0)
 @click.option("--preflight", type=click.Choice(PREFLIGHTS), default="off")
-@click.option("--engine-command")
+@click.option("--engine-command", envvar="HPCSERVE_ENGINE_COMMAND")
 @click.option("--master-port", type=int, default=0)
 @click.argument("engine", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

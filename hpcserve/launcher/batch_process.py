@@ -11,7 +11,7 @@ from hpcserve.errors import ConfigError, SlurmError
 from hpcserve.launcher import deadline, environment, slurm_query
 from hpcserve.launcher.base import JobEnvironment
 from hpcserve.launcher.child import Child, DetachedChild
-from hpcserve.launcher.engine_command import parallel_of
+from hpcserve.launcher.engine_command import parallel_of, wants_gpus
 from hpcserve.launcher.followup import Chain, FollowUp, NoFollowUp, Requeue
 from hpcserve.launcher.job_dir import JobDir, register
 from hpcserve.launcher.signals import SignalInbox
@@ -80,7 +80,7 @@ def _check_layout(step: Sequence[str], here: JobEnvironment) -> None:
     """tp x pp x dp must be what the nodes have; a world of one may leave the others idle."""
     words = list(step)
     parallel = parallel_of(words[words.index("node") :] if "node" in words else words)
-    gpus = environment.gpus_on_node()
+    gpus = environment.gpus_on_node() if wants_gpus(words) else None
     world = parallel.world_size
     product = f"tp {parallel.tp_size} x pp {parallel.pp_size} x dp {parallel.dp_size} = {world}"
     if world == 1:

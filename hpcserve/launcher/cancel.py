@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from hpcserve.launcher import slurm_query
-from hpcserve.launcher.base import Launcher
+from hpcserve.launcher import local_job, slurm_query
 from hpcserve.launcher.job_dir import JobDir
-from hpcserve.launcher.local import LocalLauncher, is_local
 from hpcserve.launcher.resolve import JobRef
 
 
 def cancel(ref: JobRef) -> list[str]:
     """Returns the ids that were cancelled; those that are over already are left alone."""
-    if is_local(ref.job_id):
-        LocalLauncher().cancel(ref.job_id)
+    if local_job.is_local(ref.job_id):
+        local_job.cancel(ref.job_id)
         return [ref.job_id]
-    from hpcserve.launcher.slurm import SlurmLauncher
-
-    launcher: Launcher = SlurmLauncher()
     wanted = list(dict.fromkeys([*_later_ids(ref), ref.job_id]))
     known = slurm_query.jobs(wanted)
     # The follow-up first: else it starts in the moment that the job ends.
     for job_id in wanted:
         if _active(job_id, known):
-            launcher.cancel(job_id)
+            slurm_query.command("scancel", job_id)
     return [job_id for job_id in wanted if _active(job_id, known)]
 
 

@@ -29,6 +29,12 @@ def runs_engine(rank: int, world_size: int) -> bool:
     return rank == 0 or world_size > 1
 
 
+def wants_gpus(arguments: Sequence[str]) -> bool:
+    """Whether the engine may run on GPUs: not where it is told to use the CPU."""
+    words = " ".join(arguments)
+    return "--device cpu" not in words and "--device=cpu" not in words
+
+
 def parallel_of(arguments: Sequence[str]) -> ParallelConfig:
     """The layout that an engine's command line asks for; other options are passed over."""
     flags = {

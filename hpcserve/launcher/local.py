@@ -8,15 +8,14 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 from submitit.local.local import LocalExecutor
 
 from hpcserve.errors import ConfigError
+from hpcserve.launcher import local_job
 from hpcserve.launcher.base import Launcher
 from hpcserve.launcher.files import write_atomically
 from hpcserve.launcher.job_dir import JobDir
 
-PREFIX = "local-"
 _NO_LIMIT_MIN = 60.0 * 24 * 3650
 
 
@@ -32,25 +31,10 @@ class LocalLauncher(Launcher):
         executor.update_parameters(timeout_min=_NO_LIMIT_MIN, gpus_per_node=0)
         with _deaf_to_the_terminal():
             job = executor._submit_command(f"bash {shlex.quote(str(job_dir.script))}")
-        return f"{PREFIX}{job.job_id}"
+        return f"{local_job.PREFIX}{job.job_id}"
 
     def cancel(self, job_id: str) -> None:
-        process = controller(job_id)
-        if process is not None:
-            process.send_signal(signal.SIGTERM)  # it passes the signal on to the script
-
-
-def is_local(job_id: str) -> bool:
-    return job_id.startswith(PREFIX)
-
-
-def controller(job_id: str) -> psutil.Process | None:
-    """The job's controller, if it runs: a process with its id may long be somebody else's."""
-    try:
-        process = psutil.Process(int(job_id.removeprefix(PREFIX)))
-        return process if "submitit.local._local" in process.cmdline() else None
-    except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):
-        return None
+        local_job.cancel(job_id)
 
 
 @contextlib.contextmanager

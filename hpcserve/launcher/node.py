@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hpcserve import envs
 from hpcserve.config.cluster import ClusterConfig
-from hpcserve.errors import EngineStartError, FabricError, OutputError
+from hpcserve.errors import ConfigError, EngineStartError, FabricError, OutputError
 from hpcserve.launcher import engine_command, network, rendezvous
 from hpcserve.launcher.base import JobEnvironment
 from hpcserve.launcher.environment import gpus_on_node
@@ -72,11 +72,14 @@ class Node:
         self._next_beat = 0.0
         self._phase = "starting"
         self._engine: subprocess.Popen[bytes] | None = None
+        self._stop_at: float | None = None
         self._kill_at: float | None = None
+        self._terminated = False
         self._supervisor_beat: tuple[object, float] = (None, time.monotonic())
 
     def run(self, arguments: Sequence[str]) -> int:
         self._show_life()
+        self._check_gpus(arguments)
         ifname, address = network.own_address(self._facts, self._cluster.ifname)
         settings = self._settings(ifname)
         meet, listener = self._meet(address)
@@ -92,6 +95,17 @@ class Node:
                 os.close(listener)
 
     # ------------------------------------------------------------ set-up
+
+    def _check_gpus(self, arguments: Sequence[str]) -> None:
+        """Every node must have its share: `--gpus=5` on two nodes gives 4 and 1."""
+        world, nodes = self._options.world_size, self._environment.num_nodes
+        gpus = gpus_on_node() if engine_command.wants_gpus(arguments) else None
+        if gpus is not None and world > 1 and gpus * nodes != world:
+            raise ConfigError(
+                f"node {self._environment.node_name} (rank {self._environment.rank}) has {gpus} "
+                f"GPUs, but {world} ranks on {nodes} nodes need {world / nodes:g} on each; "
+                "ask for --gpus-per-node, not for --gpus"
+            )
 
     def _settings(self, ifname: str) -> list[Setting]:
         """What the network forces, less what the user has set; said aloud, with reasons."""
@@ -191,17 +205,17 @@ class Node:
             self._show_life()
             self._publish_server()
             self._obey_supervisor()
-            if self._engine and self._kill_at and time.monotonic() > self._kill_at:
-                log.warning("the engine did not end in time; killing it")
-                end_group(self._engine.pid, signal.SIGKILL)
+            self._end_engine_in_time()
 
     def _ended(self) -> int | None:
         if self._engine is None:  # standing by: ends when told to, and with the head
-            return 0 if self._kill_at is not None or self._head_ended() else None
+            return 0 if self._stop_at is not None or self._head_ended() else None
         code = self._engine.poll()
         if code is None:
             return None
         end_group(self._engine.pid, signal.SIGKILL)  # what it left behind
+        if self._stop_at is not None and code == -signal.SIGTERM:
+            return 0  # it was told to end, twice, and SIGTERM was quicker than its own end
         return code if code >= 0 else 128 - code
 
     def _head_ended(self) -> bool:
@@ -210,14 +224,26 @@ class Node:
         return same and head.get("phase") == "ended"
 
     def _stop_engine(self, why: str, drain_s: float) -> None:
-        if self._kill_at is not None:
+        """Begin to end: the head's engine drains, the others serve it until it has ended."""
+        if self._stop_at is not None:
             return
         log.info("%s: ending within %.0f s", why, drain_s + KILL_AFTER_S)
         self._phase = "draining"
-        self._kill_at = time.monotonic() + drain_s + KILL_AFTER_S
-        if self._engine is not None:
+        now = time.monotonic()
+        self._stop_at = now if self._environment.rank == 0 else now + drain_s
+        self._kill_at = now + drain_s + KILL_AFTER_S
+
+    def _end_engine_in_time(self) -> None:
+        if self._stop_at is None or self._kill_at is None or self._engine is None:
+            return
+        now = time.monotonic()
+        if not self._terminated and (now >= self._stop_at or self._head_ended()):
+            self._terminated = True
             # To the engine alone: it ends its own workers in order.
             self._engine.send_signal(signal.SIGTERM)
+        if now > self._kill_at:
+            log.warning("the engine did not end in time; killing it")
+            end_group(self._engine.pid, signal.SIGKILL)
 
     def _obey_supervisor(self) -> None:
         control = read_json(self._job_dir.control)

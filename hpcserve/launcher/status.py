@@ -16,7 +16,7 @@ from hpcserve.launcher import slurm_query
 from hpcserve.launcher.base import JobState
 from hpcserve.launcher.cause import Cause
 from hpcserve.launcher.files import read_json
-from hpcserve.launcher.local import controller, is_local
+from hpcserve.launcher.local_job import controller, is_local
 from hpcserve.launcher.resolve import JobRef
 from hpcserve.launcher.slurm_query import SlurmJobInfo
 
@@ -49,6 +49,7 @@ class JobStatus:
 
 def statuses(refs: list[JobRef]) -> list[JobStatus]:
     """Every job's status, with one question to SLURM for all of them."""
+    refs = [_latest(ref) for ref in refs]
     asked = [ref.job_id for ref in refs if not is_local(ref.job_id)]
     try:
         known: Mapping[str, SlurmJobInfo] | None = slurm_query.jobs(asked)
@@ -64,6 +65,8 @@ def status(ref: JobRef) -> JobStatus:
 def _status(ref: JobRef, known: Mapping[str, SlurmJobInfo] | None) -> JobStatus:
     info = _info(ref.job_id, known)
     said = read_json(ref.job_dir.state) or {}
+    if said.get("job_id", ref.job_id) != ref.job_id:
+        said = {}  # the word of the job before it: this one has not started
     endpoint = read_json(ref.job_dir.endpoint) or {}
     age = time.time() - said["heartbeat_at"] if "heartbeat_at" in said else None
     state, why = _judge(ref, said, age, info, asked=known is not None)
@@ -84,6 +87,15 @@ def _status(ref: JobRef, known: Mapping[str, SlurmJobInfo] | None) -> JobStatus:
         end_time=said.get("end_time") if info is None else info.end_time_s,
         run_dir=str(ref.job_dir.path),
     )
+
+
+def _latest(ref: JobRef) -> JobRef:
+    """The job that goes on where `ref` ended, if one has started in its run directory."""
+    ids = ref.job_dir.read_job().get("job_ids", [])
+    said = str((read_json(ref.job_dir.state) or {}).get("job_id"))
+    if ref.job_id in ids and said in ids and ids.index(said) > ids.index(ref.job_id):
+        return JobRef(said, ref.job_dir, ref.name)
+    return ref
 
 
 def _info(job_id: str, known: Mapping[str, SlurmJobInfo] | None) -> SlurmJobInfo | None:

@@ -133,7 +133,7 @@ class MiniSlurm:
             "InactiveLimit=0",
             "MinJobAge=300",
             f"KillWait={self.kill_wait_s}",
-            "SchedulerParameters=batch_sched_delay=1,sched_interval=2,bf_interval=2,requeue_delay=1",
+            "SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,sched_min_interval=0",
             "PreemptType=preempt/partition_prio",
             "PreemptMode=REQUEUE",
         ]
@@ -223,6 +223,15 @@ class MiniSlurm:
                 return
             time.sleep(0.1)
         raise SlurmError(f"{what} did not come up in {timeout:.0f} s; see {self.folder}/log")
+
+    def release(self, job_id: str, timeout: float = 20.0) -> None:
+        """Start a requeued job now; SLURM itself waits two minutes or so."""
+        deadline = time.monotonic() + timeout
+        while self.run("squeue", "-h", "-o", "%T", "-j", job_id, check=False).strip() != "PENDING":
+            if time.monotonic() > deadline:
+                raise SlurmError(f"job {job_id} was not requeued in {timeout:.0f} s")
+            time.sleep(0.1)
+        self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
     # ------------------------------------------------------------ teardown
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hpcserve.errors import ConfigError, ModelNotFoundError
+from hpcserve.launcher.layout import USUAL_NODE_GPUS
 from hpcserve.launcher.plan.estimate import estimate
 from hpcserve.launcher.plan.gpus import GIB, gpu
 from hpcserve.launcher.plan.shape import load_shape
@@ -34,7 +35,7 @@ def refuse_what_cannot_fit(request: JobRequest) -> None:
     found = estimate(shape, kind, tp=layout.tp, pp=layout.pp, dp=layout.dp, **options)
     if found.fits:
         return
-    node_gpus = request.cluster.node_gpus or layout.gpus_per_node
+    node_gpus = request.cluster.node_gpus or max(USUAL_NODE_GPUS, layout.gpus_per_node)
     better = suggest(shape, kind, node_gpus=node_gpus, **options)
     advice = f"; --tp {better.tp} --pp {better.pp} would fit" if better else ""
     raise ConfigError(
