@@ -1,7 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both set up .venv on the first run.
 #
 # Where there is no GPU, torch's CPU build saves gigabytes:
-#     make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+#     make test TORCH_INDEX=URL-of-the-CPU-index
 
 PYTHON ?= python3
 TORCH_INDEX ?=

@@ -9,7 +9,7 @@ Prefills: one row at a time, in blocks of queries, each over the keys up to the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +28,13 @@ GROUP_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 
 @dataclass(frozen=True)
 class DecodeGroup:
-    """Rows that share a gather.  rows: int64[n], or None where they are all rows in order.
+    """Rows that share a gather: [start, stop) of the decodes in order of length.
 
-    pages: int64[n * pages a row].  mask: q's dtype, [n, 1, 1, tokens], -inf behind a row's end.
+    pages: int64[n * pages a row].  mask: fp32 [n, 1, 1, tokens], -inf behind a row's end.
     """
 
-    rows: torch.Tensor | None
-    num_rows: int
+    start: int
+    stop: int
     pages: torch.Tensor
     mask: torch.Tensor
 
@@ -50,25 +50,19 @@ class PrefillRow:
 
 
 class TorchSDPABackend(AttentionBackend):
-    caps: ClassVar[AttentionCaps] = AttentionCaps(
+    caps = AttentionCaps(
         devices=frozenset({"cpu", "cuda"}),
         page_sizes=frozenset({1, 16, 64}),
         head_dims=frozenset(range(1, 513)),
         dtypes=frozenset({torch.float32, torch.bfloat16, torch.float16}),
     )
 
-    def __init__(
-        self, *, num_heads: int, num_kv_heads: int, head_dim: int, page_size: int, scale: float
-    ) -> None:
-        super().__init__(
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_dim=head_dim,
-            page_size=page_size,
-            scale=scale,
-        )
-        self.group_size = num_heads // num_kv_heads
+    def __init__(self, **shape: Any) -> None:
+        super().__init__(**shape)
+        self.group_size = self.num_heads // self.num_kv_heads
         self._decodes: list[DecodeGroup] = []
+        #: int64[num_decodes]: row of the step of each row of the groups; None: the same.
+        self._order: torch.Tensor | None = None
         self._prefills: list[PrefillRow] = []
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
         self._causal: torch.Tensor | None = None
@@ -76,15 +70,13 @@ class TorchSDPABackend(AttentionBackend):
     # ------------------------------------------------------------------ once a step
 
     def plan(self, meta: AttentionMetadata) -> None:
-        lengths = meta.host_seq_lens
-        self._decodes = [
-            self._plan_group(meta, rows, lengths[rows] if rows is not None else lengths)
-            for rows in self._group_rows(meta)
-        ]
+        self._decodes, self._order = [], None
+        if meta.num_decodes:
+            self._plan_decodes(meta)
         ends = np.cumsum(meta.host_query_lens).tolist()
         self._prefills = []
         for row in range(meta.num_decodes, meta.num_rows):
-            length, query_len = int(lengths[row]), int(meta.host_query_lens[row])
+            length, query_len = int(meta.host_seq_lens[row]), int(meta.host_query_lens[row])
             if query_len == 0:
                 continue
             pages = meta.page_table[row, : -(-length // self.page_size)].long()
@@ -92,49 +84,50 @@ class TorchSDPABackend(AttentionBackend):
                 PrefillRow(ends[row] - query_len, ends[row], length - query_len, pages)
             )
 
-    def _group_rows(self, meta: AttentionMetadata) -> list[npt.NDArray[np.int64] | None]:
-        """Indices of the decode rows of each group; None: all of them, in order."""
-        count = meta.num_decodes
-        if count == 0:
-            return []
-        lengths = meta.host_seq_lens[:count]
-        token_bytes = self.num_kv_heads * self.head_dim * 4
-        budget = GROUP_BYTES[meta.page_table.device.type] // token_bytes
+    def _plan_decodes(self, meta: AttentionMetadata) -> None:
+        device = meta.page_table.device
+        lengths = meta.host_seq_lens[: meta.num_decodes].astype(np.int64)
+        table = meta.page_table[: meta.num_decodes]
         order = np.argsort(lengths, kind="stable")
-        ordered = lengths[order].astype(np.int64)
-        groups: list[npt.NDArray[np.int64] | None] = []
+        bounds = self._group_bounds(lengths[order], device)
+        if len(bounds) > 1:
+            lengths = lengths[order]
+            self._order = torch.from_numpy(order).to(device)
+            table = table.index_select(0, self._order)
+        pages_each = -(-lengths // self.page_size)
+        table = table[:, : pages_each.max()].long()
+        # What the table holds behind a row's end is undefined: read page 0 there instead.
+        unused = np.arange(table.shape[1]) >= pages_each[:, None]
+        table = table.masked_fill(torch.from_numpy(unused).to(device), 0)
+        for start, stop in bounds:
+            width = int(pages_each[start:stop].max())
+            hidden = np.arange(width * self.page_size) >= lengths[start:stop, None]
+            mask = np.where(hidden, np.float32(-np.inf), np.float32(0.0))
+            self._decodes.append(
+                DecodeGroup(
+                    start,
+                    stop,
+                    table[start:stop, :width].flatten(),
+                    torch.from_numpy(mask).to(device)[:, None, None],
+                )
+            )
+
+    def _group_bounds(
+        self, ordered: npt.NDArray[np.int64], device: torch.device
+    ) -> list[tuple[int, int]]:
+        """Cut rows in order of length into groups [start, stop)."""
+        budget = GROUP_BYTES[device.type] // (self.num_kv_heads * self.head_dim * 4)
+        bounds = []
         start = 0
-        while start < count:
+        while start < len(ordered):
             longest = ordered[start] * LENGTH_RATIO + LENGTH_SLACK
             stop = int(np.searchsorted(ordered, longest, side="right"))
             # Padded size if row i is the last of the group; it grows with i.
             sizes = ordered[start:stop] * np.arange(1, stop - start + 1)
             taken = max(1, int(np.searchsorted(sizes, budget, side="right")))
-            groups.append(order[start : start + taken])
+            bounds.append((start, start + taken))
             start += taken
-        return [None] if len(groups) == 1 and meta.num_prefills == 0 else groups
-
-    def _plan_group(
-        self,
-        meta: AttentionMetadata,
-        rows: npt.NDArray[np.int64] | None,
-        lengths: npt.NDArray[np.int32],
-    ) -> DecodeGroup:
-        device = meta.page_table.device
-        table, index = meta.page_table, None
-        if rows is not None:
-            index = torch.from_numpy(rows).to(device)
-            table = table[index]
-        num_rows = len(lengths)
-        width = -(-int(lengths.max()) // self.page_size)
-        seq_lens = torch.from_numpy(lengths.astype(np.int64)).to(device).unsqueeze(1)
-        tokens = torch.arange(width * self.page_size, device=device)
-        hidden = tokens >= seq_lens
-        # What the table holds behind a row's end is undefined: read page 0 there instead.
-        unused = hidden[:, :: self.page_size]
-        pages = table[:, :width].long().masked_fill(unused, 0).flatten()
-        mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, -torch.inf)
-        return DecodeGroup(index, num_rows, pages, mask.view(num_rows, 1, 1, -1))
+        return bounds
 
     # ------------------------------------------------------------------ once a layer
 
@@ -147,24 +140,36 @@ class TorchSDPABackend(AttentionBackend):
     ) -> torch.Tensor:
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
         shape = (-1, self.num_kv_heads, self.group_size, self.head_dim)
-        queries, grouped = q.view(shape), out.view(shape)
+        if self._order is None:
+            self._decode(q.view(shape), out.view(shape), k_cache, v_cache)
+        else:
+            ordered = q[: meta.num_decodes].index_select(0, self._order)
+            attended = torch.empty_like(ordered)
+            self._decode(ordered.view(shape), attended.view(shape), k_cache, v_cache)
+            out.index_copy_(0, self._order, attended)
+        for row in self._prefills:
+            self._prefill(q.view(shape), out.view(shape), k_cache, v_cache, row)
+        return out
+
+    def _decode(
+        self,
+        queries: torch.Tensor,
+        out: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+    ) -> None:
+        """queries, out: [rows, num_kv_heads, group_size, head_dim] in the groups' order."""
         for group in self._decodes:
             k, v = self._gather(k_cache, v_cache, group.pages)
-            rows = queries if group.rows is None else queries[group.rows]
+            shape = (group.stop - group.start, -1, self.num_kv_heads, self.head_dim)
             attended = scaled_dot_product_attention(
-                rows,
-                k.view(group.num_rows, -1, self.num_kv_heads, self.head_dim).transpose(1, 2),
-                v.view(group.num_rows, -1, self.num_kv_heads, self.head_dim).transpose(1, 2),
-                attn_mask=group.mask.to(q.dtype),
+                queries[group.start : group.stop],
+                k.view(shape).transpose(1, 2),
+                v.view(shape).transpose(1, 2),
+                attn_mask=group.mask.to(queries.dtype),
                 scale=self.scale,
             )
-            if group.rows is None:
-                grouped.copy_(attended)
-            else:
-                grouped[group.rows] = attended
-        for row in self._prefills:
-            self._prefill(queries, grouped, k_cache, v_cache, row)
-        return out
+            out[group.start : group.stop].copy_(attended)
 
     def _prefill(
         self,

@@ -18,7 +18,7 @@ class EngineLimits:
 class PreparedRequest:
     """A row that the engine can run: tokenised and checked.
 
-    num_tokens: of its prompt.  payload: the engine's own.
+    num_tokens: of its prompt, and what its answer may come to.  payload: the engine's own.
     """
 
     num_tokens: int
@@ -27,9 +27,9 @@ class PreparedRequest:
 
 @dataclass(frozen=True, slots=True)
 class RowAnswer:
-    """body: OpenAI's response object."""
+    """body: OpenAI's response object, as msgspec can write it."""
 
-    body: dict[str, Any]
+    body: Any
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int

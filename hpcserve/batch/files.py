@@ -73,14 +73,12 @@ def check_paths(input_name: str, output_name: str, *, overwrite: bool) -> None:
 def _check_input(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"the input {path} is a folder; name a file")
-    try:
-        with path.open("rb") as stream:
-            empty = path.is_file() and not stream.read(1)
-    except FileNotFoundError:
-        raise InputError(f"there is no input file {path}") from None
-    except OSError as error:
-        raise InputError(f"cannot read the input {path}: {error.strerror}") from error
-    if empty:
+    if not path.exists():
+        raise InputError(f"there is no input file {path}")
+    # Not by opening it: a pipe's writer would take that for its reader, and its end.
+    if not os.access(path, os.R_OK):
+        raise InputError(f"cannot read the input {path}: Permission denied")
+    if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"the input {path} is empty")
 
 
@@ -277,7 +275,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def lines_of(
-    source: InputFile, *, block_bytes: int = 1 << 20, max_line_bytes: int
+    source: InputFile, *, block_bytes: int = 1 << 18, max_line_bytes: int
 ) -> Iterator[tuple[bytes, int]]:
     """Every line without its newline, and its length in bytes with it.
 

@@ -15,7 +15,7 @@ class OutputRecords:
     def __init__(self, input_name: str) -> None:
         self._input_name = input_name
 
-    def answer(self, row: BatchRow, body: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, row: BatchRow, body: Any) -> dict[str, Any]:
         mark = self._mark(row)
         return {
             "id": f"batch_req_{mark}",

@@ -98,9 +98,13 @@ def _summary_rows(report: BatchReport) -> dict[str, str]:
 
 def _notes(report: BatchReport) -> Iterator[str]:
     for column, count in report.unused.most_common():
-        yield f"note: {count:,} rows have a column {column!r}, which is no parameter: not used"
+        yield f"note: column {column!r} of {_rows(count)} is no parameter and was not used"
     for model, count in report.other_models.most_common():
-        yield f"note: {count:,} rows name the model {model!r}; this run's model answered them"
+        yield f"note: {_rows(count)} with the name of another model, {model!r}: answered by this run's"
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
 
 
 class _Bar:

@@ -12,6 +12,7 @@ from hpcserve.cli.options import SectionedCommand, config_options, engine_config
 from hpcserve.config.batch import BatchConfig, RowDefaults
 from hpcserve.config.load import ENGINE_CONFIGS, build
 from hpcserve.errors import ConfigError
+from hpcserve.log import setup_logging
 
 EXIT_FAILED_ROWS = 3
 
@@ -65,15 +66,15 @@ def command(ctx: click.Context, /, input_argument: str | None, **_: Any) -> None
     Exit code: 0 all rows answered, 2 wrong usage, 3 some rows failed (OUTPUT says why), 75 ended
     early.
     """
-    from hpcserve.batch.client_engine import open_client_engine
-    from hpcserve.batch.run import run_batch
-    from hpcserve.log import setup_logging
-
     setup_logging()
     settings = settings_of(ctx, [BatchConfig, RowDefaults, *ENGINE_CONFIGS])
     batch = _with_input(build(BatchConfig, settings), input_argument)
-    engine = engine_config(settings, None)
-    report = run_batch(engine, batch, build(RowDefaults, settings), open_client_engine)
+    engine, defaults = engine_config(settings, None), build(RowDefaults, settings)
+    # Here and not above: `--help` and a mistake in the options must not wait for it.
+    from hpcserve.batch import client_engine
+    from hpcserve.batch.run import run_batch
+
+    report = run_batch(engine, batch, defaults, client_engine.open_client_engine)
     if report.num_failed and report.first_failure:
         line, message = report.first_failure
         click.secho(

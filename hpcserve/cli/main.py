@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
@@ -20,7 +21,6 @@ _PACKAGE = "hpcserve.cli"
 _PLUMBING = frozenset({"main", "options"})
 
 EXIT_INTERRUPTED = 130
-EXIT_BROKEN_PIPE = 141
 
 
 class VerbGroup(click.Group):
@@ -46,10 +46,11 @@ class VerbGroup(click.Group):
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """click's own `main`, but for how an error is shown."""
+        run: Callable[..., Any] = super().main
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return run(*args, standalone_mode=False, **extra)
         try:
-            sys.exit(super().main(*args, standalone_mode=False, **extra) or 0)
+            sys.exit(run(*args, standalone_mode=False, **extra) or 0)
         except click.Abort:
             _fail("interrupted", EXIT_INTERRUPTED)
         except NoArgsIsHelpError as error:
@@ -63,8 +64,6 @@ class VerbGroup(click.Group):
             if _wants_traceback():
                 traceback.print_exc()
             _fail(str(error), error.exit_code)
-        except BrokenPipeError:
-            _leave_broken_pipe()
 
 
 @click.command(
@@ -98,11 +97,3 @@ def _wants_traceback() -> bool:
 def _fail(message: str, code: int) -> NoReturn:
     click.secho(f"error: {message}", fg="red", err=True)
     sys.exit(code)
-
-
-def _leave_broken_pipe() -> NoReturn:
-    """The reader of our stdout is gone, such as `head`: end without a word."""
-    # Else the interpreter tries to flush stdout at its end, and complains.
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    sys.exit(EXIT_BROKEN_PIPE)

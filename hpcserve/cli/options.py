@@ -83,22 +83,14 @@ def settings_of(ctx: click.Context, configs: Sequence[type[Any]]) -> dict[str, S
 
 
 def engine_config(settings: Mapping[str, Setting], model_argument: str | None) -> EngineConfig:
-    """The engine's config; the model may also stand without a flag, as `vllm serve MODEL`.
-
-    Where none is named, the bundled tiny-chat is taken, and stderr says so.
-    """
+    """The engine's config; the model may also stand without a flag, as in `vllm serve MODEL`."""
     config = build_engine(settings)
     named = config.model.model
-    if model_argument and named and settings["model"].origin == "command line":
-        raise ConfigError(f"the model is given twice: {model_argument} and --model {named}")
-    if model_argument:
-        return config.replace(model=model_argument)
-    if named:
+    if not model_argument:
         return config
-    from hpcserve.demo import tiny_chat_path
-
-    click.echo("no model named (--model, HPCSERVE_MODEL): taking the bundled tiny-chat", err=True)
-    return config.replace(model=str(tiny_chat_path()))
+    if named and settings["model"].origin == "command line":
+        raise ConfigError(f"the model is given twice: {model_argument} and --model {named}")
+    return config.replace(model=model_argument)
 
 
 class _OptionValue(click.ParamType[Any]):

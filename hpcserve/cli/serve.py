@@ -9,6 +9,7 @@ import click
 from hpcserve.cli.options import SectionedCommand, config_options, engine_config, settings_of
 from hpcserve.config.load import ENGINE_CONFIGS, build
 from hpcserve.config.server import ServerConfig
+from hpcserve.log import setup_logging
 
 
 @click.command(cls=SectionedCommand)
@@ -20,9 +21,10 @@ def command(ctx: click.Context, /, model_argument: str | None, **_: Any) -> None
 
     Without a model: HPCSERVE_MODEL, else the bundled tiny-chat.
     """
-    from hpcserve.log import setup_logging
-    from hpcserve.server.run import run_server
-
     setup_logging()
     settings = settings_of(ctx, [ServerConfig, *ENGINE_CONFIGS])
-    run_server(engine_config(settings, model_argument), build(ServerConfig, settings))
+    engine, server = engine_config(settings, model_argument), build(ServerConfig, settings)
+    # Here and not above: `--help` and a mistake in the options must not wait for it.
+    from hpcserve.server.run import run_server
+
+    ctx.exit(run_server(engine, server))

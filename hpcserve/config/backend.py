@@ -20,6 +20,29 @@ class BackendConfig:
         help="a module of hpcserve/attention; auto: the fastest that works here",
         metavar="NAME",
     )
+    prefill_attention_backend: str | None = option(
+        None,
+        "--prefill-attention-backend",
+        help="another attention backend for steps that hold a prompt",
+        metavar="NAME",
+    )
+    decode_attention_backend: str | None = option(
+        None,
+        "--decode-attention-backend",
+        help="another attention backend for steps of decodes alone",
+        metavar="NAME",
+    )
+    enable_cuda_graph: bool = option(
+        True,
+        "--enable-cuda-graph",
+        off_flags=("--disable-cuda-graph", "--enforce-eager"),
+        help="replay decode steps as CUDA graphs",
+    )
+    cuda_graph_max_bs: int | None = option(
+        None,
+        "--cuda-graph-max-bs",
+        help="largest decode step that is a CUDA graph; default: --max-running-requests",
+    )
     cpu_threads: int | None = option(
         None,
         "--cpu-threads",

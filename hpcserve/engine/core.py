@@ -59,6 +59,8 @@ class EngineCore:
         self._log = StepLog(self._scheduler)
         self._stopping = False
         self._was_busy = False
+        # When the last result came, if a step has been running since.
+        self._last_end_s: float | None = None
 
     def ready(self) -> Ready:
         info = self._executor.info
@@ -92,6 +94,7 @@ class EngineCore:
         if self._was_busy and not busy:
             self._scheduler.check_idle()
             self._log.on_idle()
+            self._last_end_s = None
         self._was_busy = busy
         for frontend, message in self._channel.receive(0 if busy else _IDLE_POLL_MS):
             self._handle(frontend, message)
@@ -104,11 +107,18 @@ class EngineCore:
                 self._in_flight.append(self._executor.submit(issued))
         if self._in_flight and (issued is None or len(self._in_flight) == self._depth):
             output = self._in_flight.popleft().result()
-            updates = self._scheduler.update(output)
+            updates = self._scheduler.update(output, self._duration_s())
             for frontend, message in by_frontend(updates, output).items():
                 if not self._channel.send(frontend, message):
                     self._scheduler.abort_all(frontend)
             self._log.on_step(time.monotonic())
+
+    def _duration_s(self) -> float | None:
+        """How long the step that just ended had the device, if it was busy all the while."""
+        now = time.monotonic()
+        duration = None if self._last_end_s is None else now - self._last_end_s
+        self._last_end_s = now if self._in_flight or self._depth == 1 else None
+        return duration
 
     def _handle(self, frontend: bytes, message: FrontendMessage) -> None:
         if isinstance(message, EngineCoreRequest):

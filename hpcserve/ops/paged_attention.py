@@ -16,6 +16,7 @@ def paged_decode(
     seq_lens: torch.Tensor,
     scale: float,
     max_seq_len: int | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One query per row: q [R, Hq, D] over the first seq_lens[r] tokens of row r's pages.
 
@@ -23,13 +24,12 @@ def paged_decode(
     int32 [R], 0 for padding (its output is zeros). max_seq_len: a bound of seq_lens known on the
     host, which sizes the grid (default: what page_table can hold; a captured graph needs a bound
     that holds for all its replays). The result does not depend on it, nor on the other rows.
+    out: [R, Hq, D], where to put the result, instead of a new tensor.
     """
+    run = reference.paged_decode
     if use_kernel(q):
-        out: torch.Tensor = kernel("attention.paged_decode_triton").paged_decode(
-            q, k_cache, v_cache, page_table, seq_lens, scale, max_seq_len
-        )
-        return out
-    return reference.paged_decode(q, k_cache, v_cache, page_table, seq_lens, scale)
+        run = kernel("attention.paged_decode_triton").paged_decode
+    return run(q, k_cache, v_cache, page_table, seq_lens, scale, max_seq_len, out)
 
 
 def paged_prefill(
@@ -41,17 +41,17 @@ def paged_prefill(
     seq_lens: torch.Tensor,
     scale: float,
     max_query_len: int | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of ragged rows: row r's queries are q[cu_query_lens[r]:cu_query_lens[r + 1]]
     and stand at the end of its seq_lens[r] cached tokens.
 
     q: [num_tokens, Hq, D]; caches and page_table as in `paged_decode`; cu_query_lens: int32
     [R + 1]. max_query_len: a bound known on the host (default: num_tokens). Rows with seq_len 0
-    are padding; their output is zeros.
+    are padding; their output is zeros. out: [num_tokens, Hq, D], where to put the result; tokens
+    that belong to no row are left as they are.
     """
+    run = reference.paged_prefill
     if use_kernel(q):
-        out: torch.Tensor = kernel("attention.paged_prefill_triton").paged_prefill(
-            q, k_cache, v_cache, page_table, cu_query_lens, seq_lens, scale, max_query_len
-        )
-        return out
-    return reference.paged_prefill(q, k_cache, v_cache, page_table, cu_query_lens, seq_lens, scale)
+        run = kernel("attention.paged_prefill_triton").paged_prefill
+    return run(q, k_cache, v_cache, page_table, cu_query_lens, seq_lens, scale, max_query_len, out)

@@ -29,6 +29,10 @@ from hpcserve.scheduler.memory import RequestMemory
 from hpcserve.scheduler.policy import first_to_retract, order_waiting
 from hpcserve.scheduler.request import Request, RequestStatus
 from hpcserve.scheduler.step_builder import StepBuilder, StepRow
+from hpcserve.scheduler.step_cost import StepCost
+
+#: Tokens of prompts that join decodes under a target of latency before their cost is known.
+_FIRST_MIXED_TOKENS = 256
 
 
 class TokenUpdate(msgspec.Struct):
@@ -61,11 +65,12 @@ class Scheduler:
         self.context_length = min(context_length, num_pages * cache.page_size)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._growth = GrowthEstimate()
+        self._cost = StepCost()
         self._requests: dict[tuple[bytes, int], Request] = {}
         self._waiting: list[Request] = []
         # In order of admission; a dict for removal in constant time.
         self._running: dict[tuple[bytes, int], Request] = {}
-        self._in_flight: deque[list[StepRow]] = deque()
+        self._in_flight: deque[tuple[SchedulerOutput, list[StepRow]]] = deque()
         self._free_slots = list(range(config.max_running_requests - 1, -1, -1))
         # Released since the last step was made: told to the workers with the next one.
         self._released_slots: list[int] = []
@@ -142,8 +147,7 @@ class Scheduler:
         self._slots_to_free = []
         step = StepBuilder()
         self._add_decodes(step)
-        # However many decode, a prompt always gets on by a page.
-        budget = max(self._config.chunked_prefill_size - len(step), self._page_size)
+        budget = self._prompt_budget(len(step))
         budget -= self._add_prefills(step, budget)
         if self._waiting:
             self._admit(step, budget)
@@ -153,7 +157,7 @@ class Scheduler:
         self._step_id += 1
         output, rows = step.build(self._step_id, self._released_slots)
         self._released_slots = []
-        self._in_flight.append(rows)
+        self._in_flight.append((output, rows))
         return output
 
     def _add_decodes(self, step: StepBuilder) -> None:
@@ -183,6 +187,16 @@ class Scheduler:
                 break
             used += self._add_row(step, request, budget - used)
         return used
+
+    def _prompt_budget(self, num_decodes: int) -> int:
+        """Tokens of prompts in a step; however many decode, a prompt gets on by a page."""
+        budget = self._config.chunked_prefill_size - num_decodes
+        target = self._config.target_itl
+        if target is not None and num_decodes:
+            within = self._cost.num_prompt_tokens_within(target / 1000)
+            # Until the cost is known: a little, to learn it from.
+            budget = min(budget, _FIRST_MIXED_TOKENS if within is None else within)
+        return max(budget, self._page_size)
 
     def _may_run(self, request: Request) -> bool:
         """False for one that was retracted on the way, or only awaits its last results."""
@@ -316,9 +330,19 @@ class Scheduler:
 
     # ------------------------------------------------------------ a result in
 
-    def update(self, output: ModelRunnerOutput) -> list[TokenUpdate]:
-        """Take in the result of the oldest step in flight."""
-        rows = self._in_flight.popleft()
+    def update(
+        self, output: ModelRunnerOutput, duration_s: float | None = None
+    ) -> list[TokenUpdate]:
+        """Take in the result of the oldest step in flight.
+
+        duration_s: how long it had the device to itself, where that is known.
+        """
+        issued, rows = self._in_flight.popleft()
+        if duration_s is not None:
+            num_prompt_tokens = int(issued.num_scheduled[issued.num_decodes :].sum())
+            self._cost.observe(
+                duration_s, num_decodes=issued.num_decodes, num_prompt_tokens=num_prompt_tokens
+            )
         tokens = output.sampled_token_ids.tolist()
         updates: list[TokenUpdate] = []
         if output.prompt_logprobs:

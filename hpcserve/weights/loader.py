@@ -6,9 +6,9 @@ that each carries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -20,7 +20,7 @@ _SHOWN = 4
 class LoadableModel(Protocol):
     """What the loader asks of a model; see `hpcserve.models.base.CausalLM`."""
 
-    packed_modules: Any
+    packed_modules: ClassVar[Mapping[str, tuple[str, str | int | None]]]
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]: ...
 
@@ -37,7 +37,7 @@ def load_weights(model: LoadableModel, files: list[Path]) -> None:
     missing = expected_tensors(params, model.packed_modules)
     seen: dict[str, Path] = {}
     for file in files:
-        for name, read in _tensors(file):
+        for name, loaded in _tensors(file):
             if name in seen:
                 raise WeightsError(f"{file}: tensor {name} is in {seen[name].name} as well")
             seen[name] = file
@@ -46,7 +46,7 @@ def load_weights(model: LoadableModel, files: list[Path]) -> None:
                     raise WeightsError(f"{file}: tensor {name} is left over: no weight takes it")
                 continue
             param_name, shard_id = missing.pop(name)
-            _fill(params[param_name], shard_id, name, read(), file)
+            _fill(params[param_name], shard_id, name, loaded, file)
     if missing:
         raise WeightsError(_missing_message(list(missing), files))
 
@@ -65,14 +65,14 @@ def expected_tensors(
     return expected
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """(name, function that reads it) of each tensor of one file."""
+def _tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of one file; the data is mapped and read when it is copied from."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt", device="cpu") as opened:
             for name in opened.keys():  # noqa: SIM118 (the handle is no mapping)
-                yield name, lambda name=name: opened.get_tensor(name)
+                yield name, opened.get_tensor(name)
     except (SafetensorError, OSError) as error:
         raise WeightsError(
             f"{file} is corrupt or cut off ({error}); copy or download it again"

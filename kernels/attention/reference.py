@@ -28,20 +28,27 @@ def paged_prefill(
     cu_query_lens: torch.Tensor,
     seq_lens: torch.Tensor,
     scale: float,
+    max_query_len: int | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention of ragged rows whose keys (the new ones too) are in the pool.
 
     q: [num_tokens, Hq, D]; caches: [num_pages, page_size, Hkv, D]; page_table: int32
     [R, max_pages]; cu_query_lens: int32 [R + 1]; seq_lens: int32 [R], history + new, 0 for
     padding. The last token of row r's queries stands at position seq_lens[r] - 1.
-    Returns [num_tokens, Hq, D] of q's dtype; rows of padding get zeros.
+    Returns [num_tokens, Hq, D] of q's dtype, or fills `out`; rows of padding get zeros, tokens of
+    no row keep what `out` held. max_query_len is a hint that only kernels use.
     """
-    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    if out is None:
+        out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     page_size = k_cache.shape[1]
     bounds = cu_query_lens.tolist()
     for row, length in enumerate(seq_lens.tolist()):
         start, end = bounds[row], bounds[row + 1]
-        if length == 0 or start == end:
+        if start == end:
+            continue
+        if length == 0:
+            out[start:end] = 0
             continue
         pages = page_table[row, : -(-length // page_size)].long()
         k = k_cache[pages].flatten(0, 1)[:length]
@@ -57,7 +64,9 @@ def paged_decode(
     page_table: torch.Tensor,
     seq_lens: torch.Tensor,
     scale: float,
+    max_seq_len: int | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`paged_prefill` of R rows with one query each: q and the result are [R, Hq, D]."""
     cu_query_lens = torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device)
-    return paged_prefill(q, k_cache, v_cache, page_table, cu_query_lens, seq_lens, scale)
+    return paged_prefill(q, k_cache, v_cache, page_table, cu_query_lens, seq_lens, scale, out=out)

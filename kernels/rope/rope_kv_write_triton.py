@@ -27,6 +27,12 @@ def _load_rotated(x_ptr, norm_ptr, cos, sin, col, mask, dim, eps, HAS_NORM: tl.c
 
 
 @triton.jit
+def _store_halves(ptr, low, high, half, mask):
+    tl.store(ptr, low.to(ptr.dtype.element_ty), mask=mask)
+    tl.store(ptr + half, high.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _rope_kv_write_kernel(
     q_ptr,
     k_ptr,
@@ -66,26 +72,40 @@ def _rope_kv_write_kernel(
     if block < Q_BLOCKS:
         head = block * BLOCK_H + rows
         mask = (head < q_heads) & (col < half)
-        source = q_ptr + token * q_stride_t + head * q_stride_h
-        low, high = _load_rotated(source, q_norm_ptr, cos, sin, col, mask, dim, eps, HAS_Q_NORM)
-        target = out_ptr + (token * q_heads + head) * dim + col
-        tl.store(target, low.to(out_ptr.dtype.element_ty), mask=mask)
-        tl.store(target + half, high.to(out_ptr.dtype.element_ty), mask=mask)
+        low, high = _load_rotated(
+            q_ptr + token * q_stride_t + head * q_stride_h,
+            q_norm_ptr,
+            cos,
+            sin,
+            col,
+            mask,
+            dim,
+            eps,
+            HAS_Q_NORM,
+        )
+        _store_halves(out_ptr + (token * q_heads + head) * dim + col, low, high, half, mask)
     else:
         # One slot per row of the tile: masks then have the tile's shape.
         slot = tl.load(slot_ptr + token).to(tl.int64) + tl.zeros_like(rows)
         head = (block - Q_BLOCKS) * BLOCK_H + rows
         mask = (head < kv_heads) & (col < half) & (slot >= 0)
-        source = k_ptr + token * k_stride_t + head * k_stride_h
-        low, high = _load_rotated(source, k_norm_ptr, cos, sin, col, mask, dim, eps, HAS_K_NORM)
-        target = (slot * kv_heads + head) * dim + col
-        tl.store(k_cache_ptr + target, low.to(k_cache_ptr.dtype.element_ty), mask=mask)
-        tl.store(k_cache_ptr + target + half, high.to(k_cache_ptr.dtype.element_ty), mask=mask)
+        low, high = _load_rotated(
+            k_ptr + token * k_stride_t + head * k_stride_h,
+            k_norm_ptr,
+            cos,
+            sin,
+            col,
+            mask,
+            dim,
+            eps,
+            HAS_K_NORM,
+        )
+        at = (slot * kv_heads + head) * dim + col
+        _store_halves(k_cache_ptr + at, low, high, half, mask)
         values = v_ptr + token * v_stride_t + head * v_stride_h + col
-        low = tl.load(values, mask=mask, other=0.0)
-        high = tl.load(values + half, mask=mask, other=0.0)
-        tl.store(v_cache_ptr + target, low.to(v_cache_ptr.dtype.element_ty), mask=mask)
-        tl.store(v_cache_ptr + target + half, high.to(v_cache_ptr.dtype.element_ty), mask=mask)
+        value_low = tl.load(values, mask=mask, other=0.0)
+        value_high = tl.load(values + half, mask=mask, other=0.0)
+        _store_halves(v_cache_ptr + at, value_low, value_high, half, mask)
 
 
 def rope_kv_write(

@@ -13,7 +13,9 @@ from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer
 from hpcserve.batch.row import CHAT_URL, COMPLETION_URL
 from hpcserve.errors import ContextLengthError, EngineDeadError, InvalidParameterError
 
-_FIELDS = frozenset({"model", "max_tokens", "temperature", "seed", "top_p", "stop", "n"})
+_FIELDS = frozenset(
+    {"model", "max_tokens", "max_completion_tokens", "temperature", "seed", "top_p", "stop", "n"}
+)
 
 
 class EchoEngine:
@@ -23,12 +25,12 @@ class EchoEngine:
     """
 
     limits = EngineLimits(max_running_requests=16, max_total_tokens=4096)
-    fields = {CHAT_URL: _FIELDS | {"messages"}, COMPLETION_URL: _FIELDS | {"prompt"}}
     sampling_fields = _FIELDS
     model_names = frozenset({"echo"})
     context_length = 100
 
     def __init__(self) -> None:
+        self.fields = {CHAT_URL: _FIELDS | {"messages"}, COMPLETION_URL: _FIELDS | {"prompt"}}
         self.num_running = 0
         self.max_running = 0
         self.max_tokens_running = 0

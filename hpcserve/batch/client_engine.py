@@ -1,0 +1,134 @@
+"""The real engine behind a run: bodies through `protocol.adapter`, requests through EngineClient."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer
+from hpcserve.batch.row import CHAT_URL, COMPLETION_URL
+from hpcserve.config.engine import EngineConfig
+from hpcserve.engine.client import EngineClient
+from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
+from hpcserve.engine.supervisor import CORE_MODULE
+from hpcserve.ipc.messages import Int32Array
+from hpcserve.outputs import RequestOutput
+from hpcserve.protocol.adapter import (
+    EngineInput,
+    ResponseHead,
+    chat_input,
+    chat_response,
+    completion_inputs,
+    completion_response,
+)
+from hpcserve.protocol.body import SamplingBody, parse_body
+from hpcserve.protocol.openai import ChatBody, CompletionBody
+
+_NO_SAMPLING = {"model", "stream", "stream_options", "rid", "messages", "prompt"}
+#: What an answer is taken to need where its row does not limit it: the window's measure only.
+_USUAL_OUTPUT_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """ids: the prompts' tokens, checked, as they are sent."""
+
+    body: ChatBody | CompletionBody
+    inputs: list[EngineInput]
+    ids: list[Int32Array]
+
+
+class ClientEngine:
+    """A RowEngine on an EngineClient that is ready."""
+
+    def __init__(self, client: EngineClient, model_names: frozenset[str], model_name: str) -> None:
+        self._client = client
+        self._tokenizer = client.tokenizer
+        self._model_name = model_name
+        self.model_names = model_names
+        # Drawing each answer's id from the system would let go of the interpreter every time.
+        self._run_id = uuid.uuid4().hex[:24]
+        self._numbers = itertools.count()
+        self._created = int(time.time())
+        self.fields = {
+            CHAT_URL: frozenset(ChatBody.model_fields),
+            COMPLETION_URL: frozenset(CompletionBody.model_fields),
+        }
+        self.sampling_fields = (
+            self.fields[CHAT_URL] | frozenset(SamplingBody.model_fields)
+        ) - _NO_SAMPLING
+        config = client.config
+        self.limits = EngineLimits(
+            max_running_requests=config.scheduler.max_running_requests * config.parallel.dp_size,
+            max_total_tokens=client.ready.max_total_tokens,
+        )
+
+    def prepare(self, url: str, body: dict[str, Any]) -> PreparedRequest:
+        """Parse, render, tokenise and check against the engine's limits."""
+        parsed: ChatBody | CompletionBody
+        if url == CHAT_URL:
+            parsed = parse_body(ChatBody, body)
+            inputs = [chat_input(parsed, self._tokenizer)]
+        else:
+            parsed = parse_body(CompletionBody, body)
+            inputs = completion_inputs(parsed, self._tokenizer)
+        ids = [self._client.check(one.prompt_token_ids, one.params) for one in inputs]
+        return PreparedRequest(sum(map(_num_tokens, inputs)), _Prepared(parsed, inputs, ids))
+
+    async def answer(self, request: PreparedRequest) -> RowAnswer:
+        prepared: _Prepared = request.payload
+        pairs = zip(prepared.ids, prepared.inputs, strict=True)
+        if len(prepared.ids) == 1:
+            outputs = [await self._complete(*next(pairs))]
+        else:
+            outputs = list(await asyncio.gather(*(self._complete(*pair) for pair in pairs)))
+        return RowAnswer(
+            body=self._body(prepared, outputs),
+            num_prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
+            num_output_tokens=sum(output.num_output_tokens for output in outputs),
+            num_cached_tokens=sum(output.num_cached_tokens for output in outputs),
+        )
+
+    async def _complete(self, ids: Int32Array, one: EngineInput) -> RequestOutput:
+        # A row's `rid` is left out: two rows may have the same.
+        return await self._client.complete(ids, one.params, priority=one.priority)
+
+    def _body(self, prepared: _Prepared, outputs: list[RequestOutput]) -> Any:
+        body, inputs = prepared.body, prepared.inputs
+        if isinstance(body, ChatBody):
+            head = self._head("chatcmpl")
+            return chat_response(body, inputs[0], outputs[0], self._tokenizer, head)
+        head = self._head("cmpl")
+        return completion_response(body, inputs, outputs, self._tokenizer, head)
+
+    def _head(self, prefix: str) -> ResponseHead:
+        number = next(self._numbers)
+        return ResponseHead(f"{prefix}-{self._run_id}{number:08x}", self._model_name, self._created)
+
+
+@asynccontextmanager
+async def open_client_engine(
+    config: EngineConfig, *, module: str = CORE_MODULE
+) -> AsyncIterator[ClientEngine]:
+    """Start the engine and wait until it answers; it ends with the block.
+
+    Raises ModelError and EngineStartError.
+    """
+    asked = config.model.model
+    config = with_model_folder(config)
+    folder = Path(config.model.model)
+    async with await EngineClient.start(config, load_tokenizer(config), module=module) as client:
+        yield ClientEngine(client, frozenset({asked, str(folder), folder.name}), folder.name)
+
+
+def _num_tokens(one: EngineInput) -> int:
+    """What the row may take of the KV cache."""
+    output = min(one.params.max_tokens or _USUAL_OUTPUT_TOKENS, _USUAL_OUTPUT_TOKENS)
+    return len(one.prompt_token_ids) + one.params.n * output

@@ -1,0 +1,71 @@
+"""Which attention backend runs: the one asked for, or the fastest that can."""
+
+from __future__ import annotations
+
+import torch
+
+from hpcserve import registry
+from hpcserve.attention.base import AttentionBackend, AttentionCaps
+from hpcserve.errors import ConfigError
+from hpcserve.log import get_logger
+
+_PACKAGE = "hpcserve.attention"
+#: `auto` takes the first of these that is there and can; the rest only if asked for.
+PREFERENCE = ("flashinfer", "triton", "torch_sdpa")
+_log = get_logger(__name__)
+
+
+def choose_attention(
+    name: str, *, device: torch.device, page_size: int, head_dim: int, dtype: torch.dtype
+) -> type[AttentionBackend]:
+    """The class of the backend `name`, or of the fastest that can for `auto`.
+
+    Raises ConfigError that says what the backend lacks.
+    """
+    if name != "auto":
+        chosen = _load(name)
+        reason = cannot(chosen.caps, device, page_size, head_dim, dtype)
+        if reason:
+            raise ConfigError(f"attention backend {name} cannot run here: it has no {reason}")
+        return chosen
+    present = registry.names(_PACKAGE)
+    for candidate in PREFERENCE:
+        if candidate not in present:
+            continue
+        try:
+            found = _load(candidate)
+        except ImportError as error:
+            _log.info("attention backend %s is left out: %s", candidate, error)
+            continue
+        reason = cannot(found.caps, device, page_size, head_dim, dtype)
+        if reason is None:
+            return found
+        _log.debug("attention backend %s is left out: it has no %s", candidate, reason)
+    raise ConfigError(
+        f"no attention backend runs heads of {head_dim} in {dtype} on {device.type} "
+        f"with pages of {page_size}"
+    )
+
+
+def cannot(
+    caps: AttentionCaps,
+    device: torch.device,
+    page_size: int,
+    head_dim: int,
+    dtype: torch.dtype,
+) -> str | None:
+    """What a backend lacks for this model and device; None if nothing."""
+    if device.type not in caps.devices:
+        return f"kernel for {device.type}"
+    if page_size not in caps.page_sizes:
+        return f"page size {page_size}"
+    if head_dim not in caps.head_dims:
+        return f"head size {head_dim}"
+    if dtype not in caps.dtypes:
+        return f"{dtype}"
+    return None
+
+
+def _load(name: str) -> type[AttentionBackend]:
+    found: type[AttentionBackend] = registry.load(_PACKAGE, name).EntryClass
+    return found

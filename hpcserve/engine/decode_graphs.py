@@ -1,0 +1,140 @@
+"""CUDA graphs of steps whose rows are all decodes: from slots to logits in one launch.
+
+One graph per number of rows of a ladder; a step takes the next larger one, its last rows are
+padding that writes nothing. The graphs read the token buffer and the page table themselves, so a
+step sends two numbers a row.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hpcserve.attention.base import AttentionBackend, AttentionMetadata
+from hpcserve.engine.input_batch import InputBatch
+from hpcserve.ipc.messages import Int32Array
+from hpcserve.kvcache.mha_pool import MHAPool
+from hpcserve.layers.forward_context import ForwardContext
+from hpcserve.models.base import CausalLM
+from hpcserve.ops.metadata import expand_decode
+
+_PADDING_SLOT = -1
+
+
+def ladder(max_rows: int) -> list[int]:
+    """Sizes up to `max_rows`: fine where a row more costs much, at most an eighth of padding."""
+    sizes = [*range(1, 9), *range(12, 33, 4), *range(40, 65, 8), *range(80, 129, 16)]
+    sizes += [*range(160, 257, 32), *range(320, 513, 64), *range(640, 1025, 128)]
+    sizes += range(1280, max_rows + 256, 256)
+    return sorted({*(size for size in sizes if size < max_rows), max_rows})
+
+
+@dataclass(frozen=True)
+class DecodeOutputs:
+    """In the graph's own memory: valid until the next replay.
+
+    logits: [num_rows, vocab_size].  slots: int64[num_rows].  positions: int64[num_rows], where
+    the token that is sampled from the logits stands.
+    """
+
+    logits: torch.Tensor
+    slots: torch.Tensor
+    positions: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Captured:
+    """inputs: int32[2, rows], slots and num_computed."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: torch.Tensor
+    outputs: DecodeOutputs
+
+
+class DecodeGraphs:
+    """max_rows: rows of the largest graph; larger steps run eagerly."""
+
+    def __init__(
+        self,
+        *,
+        model: CausalLM,
+        pool: MHAPool,
+        backend: AttentionBackend,
+        batch: InputBatch,
+        max_rows: int,
+    ) -> None:
+        self._model = model
+        self._pool = pool
+        self._backend = backend
+        self._batch = batch
+        self._sizes = ladder(max_rows)
+        self._graphs: dict[int, _Captured] = {}
+        self._memory = torch.cuda.graph_pool_handle()
+
+    @property
+    def max_rows(self) -> int:
+        return self._sizes[-1]
+
+    def capture_all(self) -> None:
+        """Capture every size, largest first, so that the smaller ones fit in its memory."""
+        for size in reversed(self._sizes):
+            self._capture(size)
+
+    def run(self, slots: Int32Array, num_computed: Int32Array) -> DecodeOutputs:
+        """A step of decode rows: at most `max_rows` slots, their histories' lengths."""
+        rows = len(slots)
+        size = self._sizes[bisect.bisect_left(self._sizes, rows)]
+        host = np.zeros((2, size), np.int32)
+        host[0] = _PADDING_SLOT
+        host[0, :rows] = slots
+        host[1, :rows] = num_computed
+        lengths = np.zeros(size, np.int32)
+        lengths[:rows] = num_computed + 1
+        self._backend.replay_plan(lengths)
+        captured = self._graphs[size]
+        captured.inputs.copy_(torch.from_numpy(host).pin_memory(), non_blocking=True)
+        captured.graph.replay()
+        out = captured.outputs
+        return DecodeOutputs(out.logits[:rows], out.slots[:rows], out.positions[:rows])
+
+    def _capture(self, size: int) -> None:
+        # The rows of the warm-up are padding: they run every kernel and write nothing.
+        inputs = torch.zeros(2, size, dtype=torch.int32, device=self._batch.device)
+        inputs[0] = _PADDING_SLOT
+        stream = torch.cuda.Stream(self._batch.device)
+        stream.wait_stream(torch.cuda.current_stream(self._batch.device))
+        with torch.cuda.stream(stream):
+            self._forward(inputs)
+        torch.cuda.current_stream(self._batch.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory):
+            outputs = self._forward(inputs)
+        self._graphs[size] = _Captured(graph, inputs, outputs)
+
+    def _forward(self, inputs: torch.Tensor) -> DecodeOutputs:
+        slots, num_computed = inputs
+        size = len(slots)
+        batch = self._batch
+        input_ids, positions, slot_mapping, cu_query_lens, seq_lens = expand_decode(
+            slots, num_computed, batch.page_table, batch.token_buffer, batch.page_size
+        )
+        lengths = np.zeros(size, np.int32)
+        meta = AttentionMetadata(
+            num_decodes=size,
+            num_prefills=0,
+            seq_lens=seq_lens,
+            query_lens=cu_query_lens[1:],
+            cu_query_lens=cu_query_lens,
+            page_table=batch.page_table[slots.clamp(min=0).long()],
+            slot_mapping=slot_mapping,
+            positions=positions,
+            host_seq_lens=lengths,
+            host_query_lens=lengths,
+        )
+        self._backend.capture_plan(meta)
+        ctx = ForwardContext(meta, self._backend, self._pool.layers)
+        logits = self._model.compute_logits(self._model(input_ids, positions, ctx))
+        return DecodeOutputs(logits, slots.long(), seq_lens.long())

@@ -1,0 +1,141 @@
+"""Runs steps: per-slot state in, one token a row out. It knows the device, not the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from hpcserve.attention.base import AttentionBackend
+from hpcserve.engine.decode_graphs import DecodeGraphs
+from hpcserve.engine.executor import StepHandle
+from hpcserve.engine.input_batch import InputBatch, StepInputs
+from hpcserve.engine.prompt_logprobs import PromptLogprobs
+from hpcserve.engine.sampler import Logprobs, Sampler
+from hpcserve.engine.step_result import CudaStep, FinishedStep, StepTensors
+from hpcserve.ipc.messages import SchedulerOutput
+from hpcserve.kvcache.mha_pool import MHAPool
+from hpcserve.layers.forward_context import ForwardContext
+from hpcserve.models.base import CausalLM
+
+
+class ModelRunner:
+    """One rank's model with its pool and its slots.
+
+    Nothing in `submit` waits for the device: lengths come from the step itself, and tokens that
+    an earlier step samples are read from the token buffer on the device.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: CausalLM,
+        pool: MHAPool,
+        backend: AttentionBackend,
+        max_slots: int,
+        context_length: int,
+        vocab_size: int,
+        eos_token_ids: Iterable[int],
+        device: torch.device,
+    ) -> None:
+        self.model = model
+        self.pool = pool
+        self.backend = backend
+        self.device = device
+        self.batch = InputBatch(
+            max_slots=max_slots,
+            context_length=context_length,
+            page_size=pool.page_size,
+            device=device,
+        )
+        self.sampler = Sampler(
+            max_slots=max_slots, vocab_size=vocab_size, eos_token_ids=eos_token_ids, device=device
+        )
+        self.prompt_logprobs = PromptLogprobs()
+        self._graphs: DecodeGraphs | None = None
+        self._copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def submit(self, step: SchedulerOutput) -> StepHandle:
+        """Issue one step; see SchedulerOutput for what it means."""
+        with torch.inference_mode():
+            tensors = self._run(step)
+            if self._copy_stream is None:
+                return FinishedStep(tensors)
+            return CudaStep(tensors, self._copy_stream)
+
+    def capture_graphs(self, backend: AttentionBackend, max_rows: int) -> None:
+        """Capture decode steps of up to `max_rows` rows, which then attend with `backend`."""
+        self._graphs = DecodeGraphs(
+            model=self.model, pool=self.pool, backend=backend, batch=self.batch, max_rows=max_rows
+        )
+        with torch.inference_mode():
+            self._graphs.capture_all()
+
+    def _run(self, step: SchedulerOutput) -> StepTensors:
+        self.apply(step)
+        graphs = self._graphs
+        if graphs is not None and 0 < len(step.slots) == step.num_decodes <= graphs.max_rows:
+            return self._replay(graphs, step)
+        inputs = self.batch.prepare(step)
+        if inputs is None:
+            return StepTensors(step.step_id, 0, np.zeros(0, dtype=np.int64))
+        hidden = self.forward(inputs)
+        prompts = {}
+        if self.prompt_logprobs:
+            prompts = self.prompt_logprobs.compute(
+                inputs, hidden, self.batch, self.model.compute_logits
+            )
+        token_ids, logprobs = self._sample(inputs, hidden)
+        return StepTensors(
+            step.step_id, len(step.slots), inputs.sample_rows, token_ids, logprobs, prompts
+        )
+
+    def _replay(self, graphs: DecodeGraphs, step: SchedulerOutput) -> StepTensors:
+        """A step of decodes alone, as a captured graph."""
+        self.batch.write_pages(step)
+        out = graphs.run(step.slots, step.num_computed)
+        token_ids, logprobs = self.sampler.sample(
+            out.logits, step.slots, step.num_computed + 1, out.slots, out.positions
+        )
+        self.batch.store(out.slots, out.positions, token_ids)
+        rows = np.arange(len(step.slots))
+        return StepTensors(step.step_id, len(rows), rows, token_ids, logprobs)
+
+    def apply(self, step: SchedulerOutput) -> None:
+        """Free the slots that were released, fill those of new requests."""
+        for slot in step.released_slots:
+            self._release(slot)
+        for request in step.new_requests:
+            self._release(request.slot)
+            self.batch.add(request)
+            self.sampler.add(request)
+            self.prompt_logprobs.add(request)
+
+    def _release(self, slot: int) -> None:
+        self.sampler.release(slot)
+        self.prompt_logprobs.release(slot)
+
+    def forward(self, inputs: StepInputs) -> torch.Tensor:
+        """Hidden states of every token of the step, [num_tokens, hidden_size]."""
+        self.backend.plan(inputs.meta)
+        ctx = ForwardContext(inputs.meta, self.backend, self.pool.layers)
+        hidden: torch.Tensor = self.model(inputs.input_ids, inputs.meta.positions, ctx)
+        return hidden
+
+    def _sample(
+        self, inputs: StepInputs, hidden: torch.Tensor
+    ) -> tuple[torch.Tensor | None, Logprobs | None]:
+        rows = inputs.sample_rows
+        if len(rows) == 0:
+            return None, None
+        last = hidden if inputs.last_tokens is None else hidden[inputs.last_tokens]
+        token_ids, logprobs = self.sampler.sample(
+            self.model.compute_logits(last),
+            inputs.step.slots[rows],
+            inputs.meta.host_seq_lens[rows],
+            inputs.sample_slots,
+            inputs.sample_positions,
+        )
+        self.batch.store(inputs.sample_slots, inputs.sample_positions, token_ids)
+        return token_ids, logprobs

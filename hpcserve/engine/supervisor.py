@@ -1,0 +1,117 @@
+"""Starts the core as a process of its own, notices its end, and never leaves it behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from hpcserve.config.engine import EngineConfig
+from hpcserve.errors import EngineStartError, HpcserveError, ModelError
+from hpcserve.ipc.endpoints import Endpoint
+from hpcserve.ipc.messages import EngineDead
+from hpcserve.log import get_logger
+
+logger = get_logger(__name__)
+
+CORE_MODULE = "hpcserve.engine.core_main"
+_USAGE_EXIT_CODE = 2
+_KILL_AFTER_S = 5.0
+
+
+class CoreProcess:
+    """A running core.
+
+    Its standard input is a lifeline: the order comes first, and its end says that this process is
+    gone. It has a session of its own, so Ctrl-C reaches only the frontend, which then drains.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @classmethod
+    def spawn(
+        cls, config: EngineConfig, endpoint: Endpoint, *, module: str = CORE_MODULE
+    ) -> CoreProcess:
+        """Run `python -m module` with the order on its standard input."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=2,  # a core prints nothing, and what a library prints is no output of ours
+            start_new_session=True,
+            env=_environment(),
+        )
+        order = {"endpoint": str(endpoint), "options": config.to_options()}
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its exit code will tell
+            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.flush()
+        return cls(process)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def on_exit(self, callback: Callable[[int], None]) -> None:
+        """Call `callback(exit_code)` from another thread when the process ends."""
+        threading.Thread(
+            target=lambda: callback(self._process.wait()), name="core-watch", daemon=True
+        ).start()
+
+    def stop(self, timeout_s: float = _KILL_AFTER_S) -> int:
+        """Wait for it to end, then make it. Returns the exit code."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            logger.warning("the engine process %d does not stop; it is killed", self.pid)
+        finally:
+            self._cut_lifeline()
+        return self.kill()
+
+    def kill(self) -> int:
+        """End it at once, with all processes of its session. Returns the exit code."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._cut_lifeline()
+        return self._process.wait()
+
+    def _cut_lifeline(self) -> None:
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+
+
+def start_error(dead: EngineDead) -> HpcserveError:
+    """The error for a core that never became ready, with the exit code that fits."""
+    error: HpcserveError
+    if dead.exit_code == _USAGE_EXIT_CODE:
+        error = ModelError(dead.reason)
+    else:
+        error = EngineStartError(f"the engine did not start: {dead.reason}")
+    error.exit_code = dead.exit_code
+    return error
+
+
+def exit_reason(exit_code: int) -> str:
+    """One line on why a process that said nothing ended."""
+    if exit_code >= 0:
+        return f"its process ended with exit code {exit_code}; see its log above"
+    name = signal.Signals(-exit_code).name
+    hint = " (often: out of memory)" if name == "SIGKILL" else "; see its log above"
+    return f"its process was ended by {name}{hint}"
+
+
+def _environment() -> dict[str, str]:
+    """The child finds the same hpcserve, and nothing in the current folder hides a library."""
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    root = Path(__file__).resolve().parents[2]
+    if root.name not in {"site-packages", "dist-packages"}:
+        given = os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join([str(root), *([given] if given else [])])
+    return environment

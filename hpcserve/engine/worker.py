@@ -1,0 +1,230 @@
+"""One rank: finds its device, loads the model, sizes the KV pool, and runs steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from hpcserve import registry
+from hpcserve.attention.base import AttentionBackend
+from hpcserve.config.checkpoint import CheckpointConfig
+from hpcserve.config.engine import EngineConfig
+from hpcserve.distributed.parallel_state import TensorParallel
+from hpcserve.engine.attention_choice import choose_attention
+from hpcserve.engine.device import (
+    cpu_threads,
+    default_dtype_and_device,
+    resolve_device,
+    resolve_dtype,
+)
+from hpcserve.engine.executor import StepHandle
+from hpcserve.engine.model_runner import ModelRunner
+from hpcserve.engine.pool_size import largest_step, pages_on_cpu, pages_on_gpu
+from hpcserve.errors import ConfigError, UnsupportedModelError
+from hpcserve.ipc.messages import SchedulerOutput, WorkerInfo
+from hpcserve.kvcache.mha_pool import MHAPool, bytes_per_token
+from hpcserve.log import get_logger
+from hpcserve.models.base import CausalLM
+from hpcserve.weights.dummy import fill_dummy_weights
+from hpcserve.weights.loader import load_weights
+from hpcserve.weights.sources import resolve_model, weight_files
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a rank settled before it built anything."""
+
+    config: EngineConfig
+    checkpoint: CheckpointConfig
+    context_length: int
+    device: torch.device
+    dtype: torch.dtype
+    tp: TensorParallel
+
+
+class Worker:
+    """Built ready to run; `info` says what it found. All its errors are one-line HpcserveErrors."""
+
+    def __init__(self, config: EngineConfig, tp: TensorParallel | None = None) -> None:
+        self._timings_s: dict[str, float] = {}
+        with self._timed("device"):
+            self.setup = _settle(config, tp or TensorParallel())
+        with self._timed("weights"):
+            model = load_model(self.setup)
+        names = self.setup.config.backend
+        backend = self._backend(model, names.prefill_attention_backend or names.attention_backend)
+        with self._timed("profile"):
+            num_pages = self._num_pages(model, backend)
+        with self._timed("kv_cache"):
+            self.runner = self._runner(model, backend, num_pages)
+        if self.setup.device.type == "cuda" and names.enable_cuda_graph:
+            with self._timed("cuda_graphs"):
+                self._capture_graphs(model, backend)
+        self.info = WorkerInfo(
+            num_pages=num_pages,
+            vocab_size=self.setup.checkpoint.vocab_size,
+            context_length=self.setup.context_length,
+            eos_token_ids=list(self.setup.checkpoint.eos_token_ids),
+            device=str(self.setup.device),
+            timings_s=self._timings_s,
+        )
+
+    def submit(self, step: SchedulerOutput) -> StepHandle:
+        return self.runner.submit(step)
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if phase != "device" and self.setup.device.type == "cuda":
+            torch.cuda.synchronize(self.setup.device)
+        self._timings_s[phase] = time.perf_counter() - started
+
+    def _capture_graphs(self, model: CausalLM, prefill_backend: AttentionBackend) -> None:
+        config = self.setup.config
+        name = config.backend.decode_attention_backend
+        backend = prefill_backend if name is None else self._backend(model, name)
+        if not backend.caps.cuda_graph:
+            return
+        largest = config.backend.cuda_graph_max_bs or config.scheduler.max_running_requests
+        max_rows = min(largest, config.scheduler.max_running_requests)
+        self.runner.capture_graphs(backend, max_rows)
+
+    def _backend(self, model: CausalLM, name: str) -> AttentionBackend:
+        page_size = self.setup.config.cache.page_size
+        chosen = choose_attention(
+            name,
+            device=self.setup.device,
+            page_size=page_size,
+            head_dim=model.head_dim,
+            dtype=self.setup.dtype,
+        )
+        return chosen(
+            num_heads=model.num_heads,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            page_size=page_size,
+            scale=model.head_dim**-0.5,
+            dtype=self.setup.dtype,
+        )
+
+    def _runner(self, model: CausalLM, backend: AttentionBackend, num_pages: int) -> ModelRunner:
+        setup = self.setup
+        pool = MHAPool(
+            num_layers=model.num_layers,
+            num_pages=num_pages,
+            page_size=setup.config.cache.page_size,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            dtype=setup.dtype,
+            device=setup.device,
+        )
+        return ModelRunner(
+            model=model,
+            pool=pool,
+            backend=backend,
+            max_slots=setup.config.scheduler.max_running_requests,
+            context_length=setup.context_length,
+            vocab_size=setup.checkpoint.vocab_size,
+            eos_token_ids=setup.checkpoint.eos_token_ids,
+            device=setup.device,
+        )
+
+    def _num_pages(self, model: CausalLM, backend: AttentionBackend) -> int:
+        setup, cache = self.setup, self.setup.config.cache
+        if setup.device.type == "cpu":
+            return pages_on_cpu(cache, setup.context_length)
+        token_bytes = bytes_per_token(
+            model.num_layers, model.num_kv_heads, model.head_dim, setup.dtype
+        )
+        activation_bytes = self._profile(model, backend)
+        num_pages = pages_on_gpu(
+            cache,
+            device=setup.device,
+            page_bytes=token_bytes * cache.page_size,
+            activation_bytes=activation_bytes,
+        )
+        if num_pages * cache.page_size < setup.context_length:
+            _log.warning(
+                "the KV cache holds %d tokens, less than one context of %d",
+                num_pages * cache.page_size,
+                setup.context_length,
+            )
+        return num_pages
+
+    def _profile(self, model: CausalLM, backend: AttentionBackend) -> int:
+        """Bytes of activations at the peak of the largest step, run on a pool of just its pages."""
+        setup = self.setup
+        step, num_pages = largest_step(
+            max_slots=setup.config.scheduler.max_running_requests,
+            num_tokens=setup.config.scheduler.chunked_prefill_size,
+            context_length=setup.context_length,
+            page_size=setup.config.cache.page_size,
+            vocab_size=setup.checkpoint.vocab_size,
+        )
+        runner = self._runner(model, backend, num_pages)
+        torch.cuda.synchronize(setup.device)
+        torch.cuda.reset_peak_memory_stats(setup.device)
+        before = torch.cuda.memory_allocated(setup.device)
+        runner.submit(step).result()
+        peak = torch.cuda.max_memory_allocated(setup.device)
+        del runner
+        torch.cuda.empty_cache()
+        return peak - before
+
+
+def load_model(setup: Setup) -> CausalLM:
+    """Build this rank's part of the model and fill its weights.
+
+    Raises UnsupportedModelError for an unknown architecture, WeightsError for bad files.
+    """
+    config, checkpoint = setup.config, setup.checkpoint
+    known = registry.names("hpcserve.models")
+    if checkpoint.model_type not in known:
+        raise UnsupportedModelError(
+            f"model type {checkpoint.model_type!r} is not supported; supported: {', '.join(known)}"
+        )
+    entry: type[CausalLM] = registry.load("hpcserve.models", checkpoint.model_type).EntryClass
+    with torch.inference_mode(), default_dtype_and_device(setup.dtype, setup.device):
+        model = entry(checkpoint, setup.tp, setup.context_length)
+        if config.model.load_format == "dummy":
+            fill_dummy_weights(model, config.scheduler.random_seed)
+        else:
+            load_weights(model, weight_files(checkpoint.path))
+    return model.eval()
+
+
+def _settle(config: EngineConfig, tp: TensorParallel) -> Setup:
+    device = resolve_device(config.backend, tp.rank)
+    if device.type == "cpu":
+        torch.set_num_threads(cpu_threads(config.backend.cpu_threads))
+    else:
+        torch.cuda.set_device(device)
+    checkpoint = CheckpointConfig.load(resolve_model(config.model.model, config.model.revision))
+    return Setup(
+        config=config,
+        checkpoint=checkpoint,
+        context_length=_context_length(config.model.context_length, checkpoint),
+        device=device,
+        dtype=resolve_dtype(config.model.dtype, checkpoint.torch_dtype, device),
+        tp=tp,
+    )
+
+
+def _context_length(asked: int | None, checkpoint: CheckpointConfig) -> int:
+    longest = checkpoint.max_position_embeddings
+    scaling = checkpoint.rope_scaling or {}
+    if scaling.get("rope_type") == "yarn" and "original_max_position_embeddings" in scaling:
+        stretched = scaling["original_max_position_embeddings"] * scaling.get("factor", 1.0)
+        longest = max(longest, int(stretched))
+    if asked is not None and not 0 < asked <= longest:
+        raise ConfigError(
+            f"--context-length {asked} is not between 1 and the model's {longest} positions"
+        )
+    return asked or longest

@@ -1,0 +1,80 @@
+"""OpenAI's request bodies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from hpcserve.errors import InvalidParameterError
+from hpcserve.protocol.body import SamplingBody
+
+
+class ChatBody(SamplingBody):
+    """POST /v1/chat/completions.
+
+    separate_reasoning: put what stands in <think>...</think> into `reasoning_content`.
+    chat_template_kwargs: more variables for the chat template, such as {"enable_thinking": false}.
+    """
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    separate_reasoning: bool = False
+    reasoning_effort: str | None = None
+    continue_final_message: bool | None = None
+
+    def check(self) -> None:
+        """Refuse what would need something this server lacks."""
+        for message in self.messages:
+            if not isinstance(message.get("role"), str):
+                raise InvalidParameterError("messages", "every message needs a role")
+        kind = (self.response_format or {}).get("type", "text")
+        if kind != "text":
+            raise InvalidParameterError(
+                "response_format", f"{kind!r} is not supported, only 'text'"
+            )
+        if self.tool_choice not in (None, "auto", "none"):
+            raise InvalidParameterError(
+                "tool_choice", f"{self.tool_choice!r} is not supported, only 'auto' and 'none'"
+            )
+        if self.modalities not in (None, [], ["text"]):
+            raise InvalidParameterError("modalities", "only text is supported")
+        if self.continue_final_message:
+            raise InvalidParameterError("continue_final_message", "it is not supported")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidParameterError("top_logprobs", "it needs logprobs: true")
+
+    @property
+    def offered_tools(self) -> list[dict[str, Any]] | None:
+        """The tools that the model is told of."""
+        return self.tools if self.tools and self.tool_choice != "none" else None
+
+
+class CompletionBody(SamplingBody):
+    """POST /v1/completions. `prompt` is a text, token ids, or a list of either."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+
+    def check(self) -> None:
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise InvalidParameterError("best_of", "only the same number as n is supported")
+        if self.prompt == []:
+            raise InvalidParameterError("prompt", "the list is empty")
+
+    def prompts(self) -> list[str | list[int]]:
+        """One entry per prompt."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)

@@ -1,0 +1,63 @@
+"""The HTTP application around an engine client."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from hpcserve._version import __version__
+from hpcserve.engine.client import EngineClient
+from hpcserve.errors import HpcserveError
+from hpcserve.log import get_logger
+from hpcserve.protocol.responses import error_body
+from hpcserve.server import chat, completions, generate, health, models, tokenize
+from hpcserve.server.admission import json_response
+from hpcserve.server.auth import ApiKeyGuard
+from hpcserve.server.context import ServerContext
+
+logger = get_logger(__name__)
+
+
+def create_app(
+    client: EngineClient, *, model_name: str | None = None, api_key: str | None = None
+) -> FastAPI:
+    """An ASGI application; whoever made `client` closes it.
+
+    model_name: what clients call the model; default: the name of its folder.
+    """
+    path = client.config.model.model
+    app = FastAPI(title="hpcserve", version=__version__, docs_url="/docs", redoc_url=None)
+    app.state.context = ServerContext(
+        client, model_name or Path(path).name or "model", path, int(time.time())
+    )
+    for part in (chat, completions, generate, models, health, tokenize):
+        app.include_router(part.router)
+    app.add_exception_handler(HpcserveError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    if api_key:
+        app.add_middleware(ApiKeyGuard, api_key=api_key)
+    return app
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HpcserveError)
+    response = json_response(error_body(error), error.http_status)
+    if error.http_status == 503:
+        response.headers["retry-after"] = "1"
+    return response
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """Paths and methods that do not exist, in the same form as every other error."""
+    assert isinstance(error, HTTPException)
+    text = f"{request.method} {request.url.path}: {error.detail}"
+    known = {
+        "message": text,
+        "type": "invalid_request_error",
+        "param": None,
+        "code": None,
+    }
+    return json_response({"error": known}, error.status_code)

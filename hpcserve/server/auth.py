@@ -1,0 +1,39 @@
+"""The API key."""
+
+from __future__ import annotations
+
+import secrets
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from hpcserve.errors import HpcserveError
+from hpcserve.protocol.responses import error_body
+from hpcserve.server.admission import json_response
+
+#: Load balancers probe these, and have no key.
+OPEN_PATHS = frozenset({"/health", "/ping"})
+
+
+class InvalidKeyError(HpcserveError):
+    http_status = 401
+    error_type = "invalid_request_error"
+    code = "invalid_api_key"
+
+
+class ApiKeyGuard:
+    """Answers 401 to a request without `Authorization: Bearer KEY`."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {api_key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not secrets.compare_digest(given, self._expected):
+                error = InvalidKeyError("the API key is missing or wrong")
+                response = json_response(error_body(error), error.http_status)
+                response.headers["www-authenticate"] = "Bearer"
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)

@@ -1,0 +1,179 @@
+"""`hpcserve serve`: bind, start the engine, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from hpcserve import envs
+from hpcserve.config.engine import EngineConfig
+from hpcserve.config.server import ServerConfig
+from hpcserve.engine.client import CORE_MODULE, EngineClient
+from hpcserve.errors import EngineDeadError, PortInUseError, UsageError
+from hpcserve.log import get_logger
+from hpcserve.server.app import create_app
+
+logger = get_logger(__name__)
+
+_BACKLOG = 2048
+_INTERRUPTED = 130
+#: Seconds that connections get to take the last bytes of what was drained or aborted.
+_LAST_BYTES_S = 3
+
+
+def run_server(
+    engine: EngineConfig, server: ServerConfig, *, core_module: str = CORE_MODULE
+) -> int:
+    """Serve until a signal ends it; returns the exit code.
+
+    Ctrl-C or SIGTERM drains and gives 0; a second one ends at once and gives 130.
+    Raises PortInUseError, what EngineClient.open raises, and EngineDeadError.
+    """
+    listener = bind(server.host, server.port)
+    loop = _new_event_loop()
+    try:
+        return loop.run_until_complete(_serve(engine, server, listener, core_module))
+    finally:
+        listener.close()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise UsageError(f"--host {host}: {error}") from error
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise PortInUseError(
+            f"cannot listen on {host} port {port}: {error.strerror or error}; choose another one "
+            f"with --port (0 takes any free one)"
+        ) from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling, which would end the process by the signal."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Shutdown:
+    """What signals do: before the server runs, cancel; then drain; then end at once."""
+
+    def __init__(self, drain_timeout_s: float) -> None:
+        self._drain_timeout_s = drain_timeout_s
+        self._starting: asyncio.Task[Any] | None = asyncio.current_task()
+        self._draining: asyncio.Task[None] | None = None
+        self._server: uvicorn.Server | None = None
+        self._client: EngineClient | None = None
+        self.interrupted = False
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def serves(self, server: uvicorn.Server, client: EngineClient) -> None:
+        self._starting, self._server, self._client = None, server, client
+
+    def _on_signal(self) -> None:
+        if self._starting is not None:
+            self.interrupted = True
+            self._starting.cancel()
+        elif self._draining is None:
+            self._draining = asyncio.ensure_future(self._drain())
+        elif self._server is not None and self._client is not None:
+            self.interrupted = True
+            self._client.abort_all()
+            self._server.should_exit = self._server.force_exit = True
+
+    async def _drain(self) -> None:
+        if self._server is None or self._client is None:
+            return
+        if self._client.num_open:
+            logger.info(
+                "%d requests are running; waiting up to %g s for them (again to end at once)",
+                self._client.num_open,
+                self._drain_timeout_s,
+            )
+        num_aborted = await self._client.drain(self._drain_timeout_s)
+        if num_aborted:
+            logger.warning("aborted %d requests that took longer", num_aborted)
+        self._server.should_exit = True
+
+
+async def _serve(
+    config: EngineConfig, options: ServerConfig, listener: socket.socket, core_module: str
+) -> int:
+    shutdown = _Shutdown(options.drain_timeout_s)
+    try:
+        client = await EngineClient.open(config, module=core_module)
+    except asyncio.CancelledError:
+        if shutdown.interrupted:
+            return _INTERRUPTED
+        raise
+    async with client:
+        app = create_app(
+            client,
+            model_name=options.served_model_name,
+            api_key=options.api_key or envs.HPCSERVE_API_KEY.get(),
+        )
+        server = _Server(_uvicorn_config(app))
+        shutdown.serves(server, client)
+        name = app.state.context.model_name
+        print(f"hpcserve serves {name} at {_url(options.host, listener)}", flush=True)
+        watch = asyncio.ensure_future(_stop_when_dead(client, server))
+        await server.serve(sockets=[listener])
+        watch.cancel()
+        if client.dead is not None:
+            raise EngineDeadError(str(client.dead))
+    return _INTERRUPTED if shutdown.interrupted else 0
+
+
+async def _stop_when_dead(client: EngineClient, server: uvicorn.Server) -> None:
+    await client.died.wait()
+    logger.error("%s", client.dead)
+    server.should_exit = True
+
+
+def _uvicorn_config(app: Any) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=_LAST_BYTES_S,
+    )
+
+
+def _url(host: str, listener: socket.socket) -> str:
+    port = listener.getsockname()[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # there is none for this platform
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

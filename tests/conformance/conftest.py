@@ -1,0 +1,14 @@
+"""Reference outputs are compared bit-closely: one thread is enough and keeps the machine calm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,97 @@
+"""Compile every kernel for sm_90 without a GPU: the interpreter accepts what the compiler refuses.
+
+A program of its own, since the interpreter must be off; prints one JSON object a kernel.
+"""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+BF16 = torch.bfloat16
+LAUNCH = JITFunction.run
+
+
+def compile_only(self, *args, grid, warmup, **kwargs):
+    """Stands in for the launch of a kernel."""
+    compiled = LAUNCH(self, *args, grid=grid, warmup=True, **kwargs)
+    assembly = compiled.asm["ptx"]
+    facts = {
+        "kernel": self.fn.__name__,
+        "shared": compiled.metadata.shared,
+        "tensor_cores": "wgmma.mma_async" in assembly or "mma.sync" in assembly,
+        "asynchronous_copies": "cp.async" in assembly,
+    }
+    print(json.dumps(facts), flush=True)
+    return compiled
+
+
+def ints(*values, dtype=torch.int32):
+    return torch.tensor(values, dtype=dtype)
+
+
+def rows_and_tokens():
+    from hpcserve.kernels.activation import silu_and_mul_triton
+    from hpcserve.kernels.embedding import embed_triton
+    from hpcserve.kernels.kv_store import write_kv_triton
+    from hpcserve.kernels.metadata import expand_triton
+    from hpcserve.kernels.norm import rms_norm_triton
+    from hpcserve.kernels.rope import rope_kv_write_triton
+
+    x = torch.zeros(2, 4096, dtype=BF16)
+    rms_norm_triton.rms_norm(x, x[0], 1e-6)
+    rms_norm_triton.add_rms_norm(x, x, x[0], 1e-6)
+    silu_and_mul_triton.silu_and_mul(x)
+    embed_triton.embed(ints(0, 1), x)
+    qkv, cache = torch.zeros(2, 48, 128, dtype=BF16), torch.zeros(4, 16, 8, 128, dtype=BF16)
+    q, k, v = qkv.split((32, 8, 8), dim=1)
+    slots, weight = ints(0, 1, dtype=torch.int64), x[0, :128]
+    write_kv_triton.write_kv(k, v, cache, cache, slots)
+    rotation = (slots, torch.zeros(64, 128), cache, cache, slots)
+    rope_kv_write_triton.rope_kv_write(q, k, v, *rotation)
+    rope_kv_write_triton.rope_kv_write(q, k, v, *rotation, weight, weight)
+    table = torch.zeros(2, 64, dtype=torch.int32)
+    expand_triton.expand(ints(0, 1), ints(0, 1), ints(1, 1), table, table, 16, 2)
+    expand_triton.expand_decode(ints(0, 1), ints(0, 1), table, table, 16)
+
+
+def sampling():
+    from hpcserve.kernels.sampling import penalties_triton, sample_triton
+
+    logits, columns = torch.zeros(2, 32000), torch.zeros(3, 2)
+    state = torch.zeros(2, 32000, dtype=torch.int32)
+    penalties_triton.apply_penalties(logits, state, state.bool(), *columns)
+    penalties_triton.apply_logit_bias(logits, ints(0), ints(0), torch.zeros(1))
+    wide = torch.zeros(2, dtype=torch.int64)
+    args = (columns[0], ints(1, 1), columns[1], columns[2], wide, wide)
+    sample_triton.sample(logits.to(BF16), *args)
+
+
+def matrix_products():
+    from hpcserve.kernels.attention import paged_decode_triton, paged_prefill_triton
+    from hpcserve.kernels.gemm import small_m_triton
+
+    q, cache = torch.zeros(2, 32, 128, dtype=BF16), torch.zeros(4, 16, 8, 128, dtype=BF16)
+    table, lens = torch.zeros(2, 64, dtype=torch.int32), ints(1, 1)
+    paged_decode_triton.paged_decode(q, cache, cache, table, lens, 0.1)
+    paged_prefill_triton.paged_prefill(q, cache, cache, table, ints(0, 1, 2), lens, 0.1)
+    x, weight = torch.zeros(4, 4096, dtype=BF16), torch.zeros(4096, 4096, dtype=BF16)
+    for config in small_m_triton.CANDIDATES[1::11]:
+        small_m_triton.linear(x, weight, x[0], x, config)
+
+
+if __name__ == "__main__":
+    target = GPUTarget("cuda", 90, 32)
+    triton.runtime.driver.set_active(
+        SimpleNamespace(
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device=None: 0,
+            get_current_target=lambda: target,
+        )
+    )
+    JITFunction.run = compile_only
+    {"rows": rows_and_tokens, "sampling": sampling, "products": matrix_products}[sys.argv[1]]()

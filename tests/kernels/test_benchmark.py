@@ -1,0 +1,62 @@
+"""The benchmark's own code, without a GPU."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "kernels"
+
+
+def test_dry_run(tmp_path):
+    out = tmp_path / "numbers.json"
+    command = [sys.executable, str(FOLDER / "run.py"), "--dry-run", "--out", str(out)]
+    done = subprocess.run(
+        [*command, "--only", "elementwise", "gemm"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(out.read_text())["results"]
+    assert {result["family"] for result in results} >= {"rms_norm", "rope+kv", "expand", "linear"}
+    assert all(result["ok"] for result in results)
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return pytest.importorskip("harness")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda x: x * 1.1,
+        lambda x: torch.empty_like(x),
+        lambda x: x.double(),
+        lambda x: x[:2],
+        lambda x: (x, x),
+    ],
+    ids=["values", "unwritten", "dtype", "shape", "outputs"],
+)
+def test_check_sees_wrong_results(harness, broken):
+    def make(seed: int) -> tuple[torch.Tensor]:
+        return (torch.randn(4, generator=torch.Generator().manual_seed(seed)),)
+
+    case = harness.Case("f", "n", make, broken, lambda x: x.clone())
+    assert not harness.check(case) <= case.tolerance
+    assert not harness.run_case(case, dry_run=True).ok
+    good = harness.Case("f", "n", make, lambda x: x.clone(), lambda x: x.clone())
+    assert harness.run_case(good, dry_run=True).ok
+
+
+def test_failing_kernel_is_a_failed_row(harness):
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of shared memory")
+
+    case = harness.Case("f", "n", lambda seed: (torch.zeros(1),), fail, lambda x: x)
+    result = harness.run_case(case, dry_run=True)
+    assert not result.ok and math.isinf(result.error) and "shared memory" in result.note

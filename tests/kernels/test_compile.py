@@ -1,0 +1,41 @@
+"""The compiler refuses some of what the interpreter runs, so compile for sm_90 as well."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+#: Shared memory that one program may have on Hopper.
+MAX_SHARED = 227 * 1024
+COUNTS = {"rows": 9, "sampling": 6, "products": 5}
+
+
+@pytest.mark.parametrize("family", COUNTS)
+def test_kernels_compile_for_hopper(family, tmp_path):
+    root = Path(__file__).parents[2]
+    environment = os.environ | {
+        "PYTHONPATH": str(root),
+        "TRITON_INTERPRET": "0",
+        "TRITON_DEFAULT_FP_FUSION": "1",
+    }
+    script = Path(__file__).with_name("compile_for_hopper.py")
+    done = subprocess.run(
+        [sys.executable, str(script), family],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(kernels) == COUNTS[family]
+    assert all(kernel["shared"] <= MAX_SHARED for kernel in kernels)
+    if family == "products":
+        busy = [kernel for kernel in kernels if kernel["kernel"] != "_merge_kernel"]
+        assert all(k["tensor_cores"] and k["asynchronous_copies"] for k in busy)

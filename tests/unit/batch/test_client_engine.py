@@ -1,0 +1,157 @@
+"""`hpcserve batch` from the command line, through the real client to a core without a model."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hpcserve.batch import client_engine
+from hpcserve.cli.main import main
+from hpcserve.fake_engine import write_byte_tokenizer
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a byte tokenizer, whose engine echoes the prompt."""
+    opened = functools.partial(client_engine.open_client_engine, module="hpcserve.fake_engine")
+    monkeypatch.setattr(client_engine, "open_client_engine", opened)
+    folder = tmp_path / "echo"
+    folder.mkdir()
+    yield write_byte_tokenizer(folder)
+
+
+def _batch(folder: Path, rows: list[Any], *args: str, model: Path, output: str = "") -> Result:
+    source = folder / "in.jsonl"
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out = output or str(folder / "out.jsonl")
+    return CliRunner().invoke(main, ["batch", str(source), "-o", out, "--model", str(model), *args])
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_all_rows_answered_is_exit_0(tmp_path: Path, model: Path) -> None:
+    rows = [
+        {"prompt": "héllo", "max_tokens": 50},
+        {"custom_id": "chat", "url": "/v1/chat/completions", "method": "POST",
+         "body": {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}},
+        {"custom_id": "two", "url": "/v1/completions", "method": "POST",
+         "body": {"prompt": ["a", "b"], "n": 2, "max_tokens": 4}},
+        {"custom_id": "ids", "prompt": [104, 105]},
+    ]  # fmt: skip
+    result = _batch(tmp_path, rows, model=model)
+    assert result.exit_code == 0, result.stderr
+    plain, chat, two, ids = (line["response"]["body"] for line in _read(tmp_path / "out.jsonl"))
+    assert plain["choices"][0]["text"] == "héllo"
+    assert plain["usage"]["prompt_tokens"] == 6
+    assert plain["usage"]["prompt_tokens_details"] == {"cached_tokens": 3}
+    assert chat["object"] == "chat.completion"
+    assert chat["model"] == "echo"
+    assert chat["choices"][0]["message"]["content"].startswith("user\nhi")
+    assert [choice["text"] for choice in two["choices"]] == ["a", "a", "b", "b"]
+    assert [choice["index"] for choice in two["choices"]] == [0, 1, 2, 3]
+    assert ids["choices"][0]["text"] == "hi"
+    bodies = [plain, chat, two, ids]
+    assert len({body["id"] for body in bodies}) == 4
+    assert "rows answered" in result.stderr
+    assert "another model" not in result.stderr
+
+
+def test_failed_rows_are_exit_3_and_say_where(tmp_path: Path, model: Path) -> None:
+    rows = [{"prompt": "a"}, "nonsense", {"prompt": "b", "temperature": -1}, {"prompt": ""}]
+    rows.append({"prompt": "x", "max_tokens": 5000})
+    rows.append({"prompt": "x", "regex": "[a-z]"})
+    rows.append({"url": "/v1/completions", "body": {"prompt": "x", "regex": "[a-z]"}})
+    result = _batch(tmp_path, rows, model=model)
+    assert result.exit_code == 3
+    assert "5 of 7 rows failed; the first is line 2: the line is no JSON" in result.stderr
+    lines = _read(tmp_path / "out.jsonl")
+    errors = [line["error"] and line["error"]["message"] for line in lines]
+    assert errors[0] is None
+    assert "temperature" in errors[2]
+    assert "empty" in errors[3]
+    assert "max_tokens is 5000" in errors[4]
+    assert errors[5] is None, "a column of a plain row that nobody knows is no parameter"
+    assert "regex" in errors[6]
+    assert "column 'regex' of 1 row" in result.stderr
+
+
+def test_stdin_and_stdout(tmp_path: Path, model: Path) -> None:
+    result = CliRunner().invoke(
+        main,
+        ["batch", "-i", "-", "-o", "-", "--model", str(model), "--max-tokens", "2"],
+        input='{"prompt": "abcdef"}\n',
+    )
+    assert result.exit_code == 0, result.stderr
+    (line,) = [json.loads(text) for text in result.stdout.splitlines()]
+    assert line["response"]["body"]["choices"][0]["text"] == "ab"
+    assert "answers: stdout" in result.stderr
+
+
+def test_settings_come_from_a_file_too(tmp_path: Path, model: Path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("max-tokens: 3\n", encoding="utf-8")
+    result = _batch(tmp_path, [{"prompt": "abcdef"}], "--config", str(config), model=model)
+    assert result.exit_code == 0, result.stderr
+    (line,) = _read(tmp_path / "out.jsonl")
+    assert line["response"]["body"]["choices"][0]["text"] == "abc"
+
+
+def test_an_engine_that_dies_is_exit_75_and_keeps_the_answers(tmp_path: Path, model: Path) -> None:
+    rows = [{"prompt": "a", "max_tokens": 1}, {"prompt": "b" * 60, "max_tokens": 60}]
+    result = _batch(tmp_path, rows, "--seed", "1", model=model)
+    assert result.exit_code == 75
+    assert "told to die; 1 finished rows are in" in result.stderr
+    assert len(_read(tmp_path / "out.jsonl.partial")) == 1
+
+
+def test_an_engine_that_does_not_start_leaves_nothing(tmp_path: Path, model: Path) -> None:
+    result = _batch(tmp_path, [{"prompt": "a"}], "--seed", "5", model=model)
+    assert result.exit_code != 0
+    assert "no config.json in it" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["echo", "in.jsonl"]
+
+
+def test_a_missing_model_is_one_line(tmp_path: Path, model: Path) -> None:
+    result = _batch(tmp_path, [{"prompt": "a"}], model=tmp_path / "none")
+    assert result.exit_code == 2
+    assert result.stderr == f"error: there is no model folder {tmp_path / 'none'}\n"
+
+
+def test_show_puts_answers_beside_their_questions(tmp_path: Path, model: Path) -> None:
+    rows = [
+        {"prompt": "question one", "max_tokens": 20},
+        "nonsense",
+        {"messages": [{"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"},
+                      {"role": "user", "content": "q3"}]},
+    ]  # fmt: skip
+    _batch(tmp_path, rows, model=model)
+    shown = CliRunner().invoke(
+        main,
+        ["batch", "show", str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")],
+    )
+    assert shown.exit_code == 0
+    for text in ("question one", "invalid_json_line", "assistant: a2", "tokens"):
+        assert text in shown.stdout
+    failed = CliRunner().invoke(main, ["batch", "show", str(tmp_path / "out.jsonl"), "--failed"])
+    assert "invalid_json_line" in failed.stdout
+    assert "question one" not in failed.stdout
+
+
+def test_the_examples_are_rows_that_run(tmp_path: Path, model: Path) -> None:
+    questions = Path(__file__).parents[3] / "examples" / "questions.jsonl"
+    output = tmp_path / "out.jsonl"
+    result = CliRunner().invoke(
+        main, ["batch", str(questions), "-o", str(output), "--model", str(model)]
+    )
+    assert result.exit_code == 0, result.stderr
+    assert len(_read(output)) == len(questions.read_text(encoding="utf-8").splitlines())
+    assert "note:" not in result.stderr

@@ -1,0 +1,493 @@
+"""A whole run, with an engine that answers in this process."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from hpcserve.batch.report import BatchReport
+from hpcserve.batch.run import run_batch
+from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.config.engine import EngineConfig
+from hpcserve.errors import ConfigError, IncompleteRunError, InputError, OutputError
+
+Run = Callable[..., BatchReport]
+
+
+@pytest.fixture
+def run(open_engine: Any) -> Run:
+    def run(
+        source: Path | str,
+        output: Path | str,
+        defaults: RowDefaults | None = None,
+        engine_options: dict[str, Any] | None = None,
+        stream: Any = None,
+        **options: Any,
+    ) -> BatchReport:
+        return run_batch(
+            EngineConfig.from_options(engine_options or {}),
+            BatchConfig(input=str(source), output=str(output), **options),
+            defaults or RowDefaults(),
+            open_engine,
+            stream=stream or io.StringIO(),
+        )
+
+    return run
+
+
+def _chat(number: int, text: str, **body: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text}]
+    return {
+        "custom_id": f"id-{number}",
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {"messages": messages, **body},
+    }
+
+
+def _write(path: Path, rows: list[Any]) -> Path:
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+#: What is wrong with a row -> the row, given its number; and what its error line says.
+BAD: dict[str, Callable[[int], Any]] = {
+    "invalid_json_line": lambda n: b'{"custom_id": "x',
+    "invalid_utf8": lambda n: b'{"prompt": "\xff\xfe"}',
+    "unknown_row": lambda n: {"custom_id": f"id-{n}", "text": "hello"},
+    "ambiguous_row": lambda n: {"prompt": "a", "messages": []},
+    "missing_body": lambda n: {"custom_id": f"id-{n}", "url": "/v1/completions"},
+    "invalid_body": lambda n: {"custom_id": f"id-{n}", "body": "text"},
+    "invalid_url": lambda n: {**_chat(n, "x"), "url": "/v1/embeddings"},
+    "invalid_method": lambda n: {**_chat(n, "x"), "method": "GET"},
+    "invalid_custom_id": lambda n: {**_chat(n, "x"), "custom_id": ["x"]},
+    "duplicate_custom_id": lambda n: {**_chat(n, "x"), "custom_id": "id-0"},
+    "context_length_exceeded": lambda n: _chat(n, "word " * 200),
+    "invalid_request": lambda n: _chat(n, "some poison here"),
+}
+
+
+def test_2000_mixed_lines_give_one_line_each_in_order(
+    tmp_path: Path, run: Run, engine: Any
+) -> None:
+    draw = random.Random(0)
+    rows: list[Any] = [_chat(0, "the first")]
+    wanted: list[str | None] = [None]
+    for number in range(1, 2000):
+        kind = draw.choice([*BAD, *[None] * 20])
+        text = " ".join(f"w{k}" for k in range(draw.randrange(1, 40)))
+        rows.append(_chat(number, text) if kind is None else BAD[kind](number))
+        wanted.append(kind)
+    source = _write(tmp_path / "in.jsonl", rows)
+    report = run(source, tmp_path / "out.jsonl")
+
+    lines = _read(tmp_path / "out.jsonl")
+    assert len(lines) == 2000
+    assert len({line["id"] for line in lines}) == 2000
+    for number, (line, kind) in enumerate(zip(lines, wanted, strict=True)):
+        if kind is None:
+            assert line["custom_id"] == f"id-{number}"
+            assert line["error"] is None
+            asked = rows[number]["body"]["messages"][0]["content"].split()
+            answer = line["response"]["body"]["choices"][0]["message"]["content"]
+            assert answer.split() == asked[::-1]
+        else:
+            assert line["error"]["code"] == kind
+            assert line["error"]["line"] == number + 1
+    assert report.num_ok == wanted.count(None)
+    assert report.num_failed == 2000 - wanted.count(None)
+    assert set(report.errors) == {kind for kind in wanted if kind}
+    assert engine.max_running > 4
+    assert not (tmp_path / "out.jsonl.partial").exists()
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_each_kind_of_bad_row(tmp_path: Path, run: Run, kind: str) -> None:
+    source = _write(tmp_path / "in.jsonl", [_chat(0, "good"), BAD[kind](1), _chat(2, "good")])
+    report = run(source, tmp_path / "out.jsonl")
+    lines = _read(tmp_path / "out.jsonl")
+    assert [line["error"] is None for line in lines] == [True, False, True]
+    assert report.errors == {kind: 1}
+    assert report.first_failure is not None
+    assert report.first_failure[0] == 2
+
+
+def test_a_refused_request_has_openai_s_error_body(tmp_path: Path, run: Run) -> None:
+    source = _write(tmp_path / "in.jsonl", [BAD["context_length_exceeded"](1)])
+    run(source, tmp_path / "out.jsonl")
+    (line,) = _read(tmp_path / "out.jsonl")
+    assert line["id"].startswith("batch_req_")
+    assert line["response"]["status_code"] == 400
+    error = line["response"]["body"]["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "200 tokens" in error["message"]
+    assert "100 tokens" in error["message"]
+
+
+def test_hostile_lines(tmp_path: Path, run: Run) -> None:
+    """BOM, CRLF, blank lines, U+2028 inside text, NULs, deep nesting, no newline at the end."""
+    lines = [
+        b"\xef\xbb\xbf" + b'{"custom_id": "bom", "prompt": "a b"}\r',
+        b"",
+        b"   \r",
+        '{"custom_id": "u2028", "prompt": "a\u2028b"}'.encode(),
+        b"\x00\x00\x00\x00",
+        b"[" * 100_000,
+        b"17",
+        b'{"custom_id": 7, "prompt": "number"}',
+        b'{"id": "other", "prompt": "x", "label": 1}',
+    ]
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    report = run(path, tmp_path / "out.jsonl")
+    found = _read(tmp_path / "out.jsonl")
+    assert [line["custom_id"] for line in found] == ["bom", "u2028", None, None, None, 7, "other"]
+    assert [line["error"]["line"] for line in found if line["error"]] == [5, 6, 7]
+    assert report.num_blank == 2
+    assert report.unused == {"label": 1}
+
+
+def test_rows_keep_their_parameters_and_take_the_defaults(
+    tmp_path: Path, run: Run, engine: Any
+) -> None:
+    rows = [
+        {"prompt": "a", "temperature": 0.5},
+        {"prompt": "b", "stream": True, "seed": 5},
+        {"messages": [{"role": "user", "content": "c"}], "max_completion_tokens": 3},
+    ]
+    source = _write(tmp_path / "in.jsonl", rows)
+    defaults = RowDefaults(max_tokens=9, temperature=0.0, sampling=("top_p=0.5", "stop=x"))
+    run(source, tmp_path / "out.jsonl", defaults)
+    first, second, third = engine.bodies
+    assert (first["temperature"], second["temperature"]) == (0.5, 0.0)
+    assert (first["max_tokens"], first["top_p"], first["stop"]) == (9, 0.5, "x")
+    assert "stream" not in second
+    assert second["seed"] == 5
+    assert "max_tokens" not in third
+
+
+def test_seeds_belong_to_the_row_and_the_run(tmp_path: Path, run: Run, engine: Any) -> None:
+    source = _write(tmp_path / "in.jsonl", [{"prompt": "a"}] * 3)
+    for seed in (0, 0, 1):
+        run(source, tmp_path / "out.jsonl", engine_options={"seed": seed}, overwrite=True)
+    seeds = [body["seed"] for body in engine.bodies]
+    assert seeds[:3] == seeds[3:6]
+    assert len(set(seeds)) == 6
+
+
+def test_a_prompt_may_be_asked_as_a_message(tmp_path: Path, run: Run, engine: Any) -> None:
+    source = _write(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    run(source, tmp_path / "out.jsonl", apply_chat_template=True)
+    assert engine.bodies[0]["messages"] == [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"), [("top_q=1", "did you mean 'top_p'"), ("top_p", "expected KEY=VALUE")]
+)
+def test_a_wrong_default_is_refused(tmp_path: Path, run: Run, pair: str, message: str) -> None:
+    source = _write(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    with pytest.raises(ConfigError, match=message):
+        run(source, tmp_path / "out.jsonl", RowDefaults(sampling=(pair,)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl.gz", ".jsonl.zst"])
+def test_compressed_files(tmp_path: Path, run: Run, ending: str) -> None:
+    text = b'{"prompt": "a b"}\n' * 300
+    packed = gzip.compress(text) if ending.endswith("gz") else zstandard.compress(text)
+    source, output = tmp_path / f"in{ending}", tmp_path / f"out{ending}"
+    source.write_bytes(packed)
+    run(source, output)
+    data = output.read_bytes()
+    if ending.endswith("gz"):
+        plain = gzip.decompress(data)
+    else:
+        plain = zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    assert plain.count(b"\n") == 300
+
+
+def test_a_damaged_archive_is_an_error_and_keeps_the_answers(tmp_path: Path, run: Run) -> None:
+    source = tmp_path / "in.jsonl.gz"
+    data = gzip.compress(b"".join(b'{"prompt": "a %d"}\n' % n for n in range(40_000)))
+    source.write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"cannot read on in .*in.jsonl.gz"):
+        run(source, tmp_path / "out.jsonl")
+    assert not (tmp_path / "out.jsonl").exists()
+    assert len(_read(tmp_path / "out.jsonl.partial")) > 1000
+
+
+def _refusals(folder: Path) -> dict[str, tuple[str, str, type[Exception]]]:
+    good = str(_write(folder / "in.jsonl", [{"prompt": "a"}]))
+    (folder / "empty.jsonl").touch()
+    (folder / "old.jsonl").write_text("precious")
+    (folder / "dir.jsonl").mkdir()
+    (folder / "rows.xlsx").write_text("x")
+    (folder / "late.jsonl.partial").write_text("finished rows")
+    new = str(folder / "new.jsonl")
+    return {
+        "there is no input file": (f"{folder}/none.jsonl", new, InputError),
+        "is empty": (f"{folder}/empty.jsonl", new, InputError),
+        "is a folder; name": (f"{folder}/dir.jsonl", new, InputError),
+        "cannot tell the format of": (f"{folder}/rows.xlsx", new, InputError),
+        "there is no folder": (good, f"{folder}/none/out.jsonl", OutputError),
+        "pass --overwrite to replace it": (good, f"{folder}/old.jsonl", OutputError),
+        "the output .* is a folder": (good, f"{folder}/dir.jsonl", OutputError),
+        "are the same file": (good, good, OutputError),
+        "an earlier run finished": (good, f"{folder}/late.jsonl", OutputError),
+    }
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_what_cannot_work_is_refused_before_the_engine_starts(tmp_path: Path, case: int) -> None:
+    message, (source, output, error) = list(_refusals(tmp_path).items())[case]
+
+    def never(config: EngineConfig) -> Any:
+        raise AssertionError("the engine was started")
+
+    with pytest.raises(error, match=message):
+        run_batch(EngineConfig(), BatchConfig(input=source, output=output), RowDefaults(), never)
+    assert (tmp_path / "old.jsonl").read_text() == "precious"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_not_writable(tmp_path: Path, run: Run) -> None:
+    source = _write(tmp_path / "in.jsonl", [{"prompt": "a"}])
+    (tmp_path / "ro").mkdir(mode=0o500)
+    with pytest.raises(OutputError, match="not writable"):
+        run(source, tmp_path / "ro" / "out.jsonl")
+
+
+def test_an_input_of_blank_lines_is_an_error(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "in.jsonl").write_text("\n \n")
+    with pytest.raises(InputError, match="has no rows"):
+        run(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, run: Run, engine: Any) -> None:
+    def rows(number: int) -> Path:
+        path = tmp_path / f"{number}.jsonl"
+        with path.open("w") as stream:
+            for n in range(number):
+                stream.write(f'{{"custom_id": "a rather long id {n}", "prompt": "a {n} b"}}\n')
+        return path
+
+    def peak(number: int) -> int:
+        source = rows(number)
+        tracemalloc.start()
+        run(source, "/dev/null")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    class Forgetful:
+        def append(self, body: Any) -> None:
+            pass
+
+    engine.bodies = Forgetful()
+    small = peak(4_000)
+    # 16 bytes a row for the ids are allowed, in a set while they are few; a list of rows is not.
+    assert peak(10_000) < small + 6_000 * 150
+
+
+def test_a_long_row_at_the_head_bounds_what_waits(tmp_path: Path, run: Run) -> None:
+    """The window's rows, not the file's, are in flight at a time."""
+    source = _write(tmp_path / "in.jsonl", [{"prompt": "a " * 60}] + [{"prompt": "b"}] * 500)
+    report = run(source, tmp_path / "out.jsonl", max_rows_in_flight=4)
+    assert report.num_ok == 501
+
+
+def test_rows_in_flight_are_bounded(tmp_path: Path, run: Run, engine: Any) -> None:
+    source = _write(tmp_path / "in.jsonl", [{"prompt": "b"}] * 500)
+    run(source, tmp_path / "out.jsonl", max_rows_in_flight=4)
+    assert engine.max_running == 4
+
+
+def test_a_full_disk_ends_the_run_with_75_and_keeps_whole_lines(tmp_path: Path, run: Run) -> None:
+    source = _write(tmp_path / "in.jsonl", [_chat(n, "a b c d") for n in range(20_000)])
+
+    def limited() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    conftest = Path(__file__).parent / "conftest.py"
+    done = subprocess.run(
+        [sys.executable, "-c", _CHILD, str(conftest), str(source), str(tmp_path / "out.jsonl")],
+        preexec_fn=limited,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 75, done.stderr
+    assert "cannot write" in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+    kept = _read(tmp_path / "out.jsonl.partial")
+    assert 500 < len(kept) < 20_000
+    assert f"{len(kept):,} rows are in it" in done.stderr
+
+
+#: A run in a process of its own: the module of the engine, the input, the output.
+_CHILD = """
+import importlib.util, sys
+from contextlib import asynccontextmanager
+spec = importlib.util.spec_from_file_location("engines", sys.argv[1])
+engines = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(engines)
+from hpcserve.batch.run import run_batch
+from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.config.engine import EngineConfig
+from hpcserve.errors import HpcserveError
+
+@asynccontextmanager
+async def opened(config):
+    engine = engines.EchoEngine()
+    engine.delay_s = float(sys.argv[4]) if len(sys.argv) > 4 else 0.0
+    yield engine
+
+batch = BatchConfig(input=sys.argv[2], output=sys.argv[3], log_interval_s=0.2)
+try:
+    run_batch(EngineConfig(), batch, RowDefaults(), opened)
+except HpcserveError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(("which", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_and_keeps_the_answers(
+    tmp_path: Path, which: signal.Signals, code: int
+) -> None:
+    source = _write(tmp_path / "in.jsonl", [_chat(n, "a b c d") for n in range(20_000)])
+    conftest = Path(__file__).parent / "conftest.py"
+    output = tmp_path / "out.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CHILD, str(conftest), str(source), str(output), "0.05"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    # The first line of progress says that it runs; it comes in a log every 0.2 s.
+    first = process.stderr.readline()
+    while not first.startswith("batch: ") or first.startswith("batch: 0 rows"):
+        first = process.stderr.readline()
+    process.send_signal(which)
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=20) == code
+    assert f"stopped by {which.name}" in rest
+    kept = _read(tmp_path / "out.jsonl.partial")
+    assert 0 < len(kept) < 20_000
+    assert f"{len(kept):,} finished rows" in rest
+    assert not output.exists()
+
+
+def test_a_dead_engine_ends_the_run_with_75_and_keeps_the_answers(
+    tmp_path: Path, run: Run, engine: Any
+) -> None:
+    engine.die_after = 100
+    source = _write(tmp_path / "in.jsonl", [_chat(n, "a b c d") for n in range(1000)])
+    with pytest.raises(IncompleteRunError, match=r"told to die; .* finished rows are in") as raised:
+        run(source, tmp_path / "out.jsonl")
+    assert raised.value.exit_code == 75
+    kept = _read(tmp_path / "out.jsonl.partial")
+    # Also rows that waited for an earlier one are there.
+    assert len(kept) == 100
+    assert len({line["custom_id"] for line in kept}) == 100
+
+
+def test_a_queue_that_is_full_is_waited_for(tmp_path: Path, run: Run, engine: Any) -> None:
+    from hpcserve.errors import QueueFullError
+
+    answer, refused = engine.answer, []
+
+    async def often_full(request: Any) -> Any:
+        if len(refused) < 3:
+            refused.append(request)
+            raise QueueFullError("4 requests wait already")
+        return await answer(request)
+
+    engine.answer = often_full
+    source = _write(tmp_path / "in.jsonl", [{"prompt": "a"}] * 5)
+    assert run(source, tmp_path / "out.jsonl").num_ok == 5
+    assert len(refused) == 3
+
+
+def test_progress_and_summary_in_a_log(tmp_path: Path, run: Run, engine: Any) -> None:
+    engine.delay_s = 0.05
+    rows = [_chat(n, "a b", model="gpt-4") for n in range(100)] + [b"no json"]
+    source = _write(tmp_path / "in.jsonl", rows)
+    log = io.StringIO()
+    run(source, tmp_path / "out.jsonl", stream=log, log_interval_s=0.05, max_rows_in_flight=8)
+    lines = log.getvalue().splitlines()
+    progress = [line for line in lines if line.startswith("batch: ")]
+    assert len(progress) > 3
+    assert "cache hits 50%" in progress[-1]
+    assert "left" in progress[-1]
+    text = " ".join(log.getvalue().split())
+    assert "rows answered 100" in text
+    assert "rows failed 1 invalid_json_line 1" in text
+    assert "prompt tokens 200 from the cache 100 (50%)" in text
+    assert "100 rows with the name of another model, 'gpt-4'" in text
+    assert str(tmp_path / "out.jsonl") in text
+    assert "\x1b" not in log.getvalue()
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path: Path, run: Run, engine: Any) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    engine.delay_s = 0.05
+    source = _write(tmp_path / "in.jsonl", [_chat(n, "a b") for n in range(100)])
+    screen = Terminal()
+    run(source, tmp_path / "out.jsonl", stream=screen, max_rows_in_flight=8)
+    assert "rows (" in screen.getvalue()
+    assert "batch: " not in screen.getvalue()
+
+
+def test_a_slow_pipe_is_read_as_it_comes(tmp_path: Path, run: Run) -> None:
+    """An input that is no file: rows arrive while the run goes on."""
+    pipe = tmp_path / "in.jsonl"
+    os.mkfifo(pipe)
+
+    def feed() -> None:
+        with pipe.open("wb", buffering=0) as stream:
+            for n in range(3):
+                stream.write(b'{"prompt": "a %d"}\n' % n)
+                time.sleep(0.02)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    assert run(pipe, tmp_path / "out.jsonl").num_ok == 3
+    feeder.join()
+
+
+def test_the_same_run_twice_gives_the_same_bytes(tmp_path: Path, run: Run) -> None:
+    rows = [_chat(n, f"a b {n}") for n in range(200)] + [b"bad"]
+    source = _write(tmp_path / "in.jsonl", rows)
+    run(source, tmp_path / "one.jsonl")
+    run(source, tmp_path / "two.jsonl")
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()

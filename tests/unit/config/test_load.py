@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.config.load import (
+    ENGINE_CONFIGS,
+    Setting,
+    build,
+    build_engine,
+    declared_in,
+    resolve,
+)
+from hpcserve.config.server import ServerConfig
+from hpcserve.errors import ConfigError
+
+ALL = [ServerConfig, BatchConfig, RowDefaults, *ENGINE_CONFIGS]
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_command_line_wins_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    file = _file(tmp_path, "port: 1\ntp: 4\npage-size: 1\n")
+    environ = {"HPCSERVE_PORT": "2", "HPCSERVE_TP_SIZE": "8"}
+    settings = resolve(ALL, given={"port": 3}, file=file, environ=environ)
+    assert settings["port"] == Setting(3, "command line")
+    assert settings["tp_size"] == Setting(8, "environment variable HPCSERVE_TP_SIZE")
+    assert settings["page_size"] == Setting(1, str(file))
+    assert settings["host"] == Setting("127.0.0.1", "default")
+    assert build(ServerConfig, settings).port == 3
+    assert build_engine(settings).parallel.tp_size == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("max-model-len: 77", "context_length", 77),
+        ("max_model_len: 77", "context_length", 77),
+        ("--context-length: 77", "context_length", 77),
+        ("gpu-memory-utilization: 1", "mem_fraction_static", 1.0),
+        ("disable-radix-cache: true", "enable_radix_cache", False),
+        ("disable-radix-cache: false", "enable_radix_cache", True),
+        ("stop: [a, b]", "stop", ("a", "b")),
+    ],
+)
+def test_a_file_may_use_either_dialect(tmp_path: Path, text: str, name: str, value: object) -> None:
+    settings = resolve(ALL, given={}, file=_file(tmp_path, text), environ={})
+    assert settings[name].value == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot: 1", "did you mean 'port'"),
+        ("port: one", "port .*expected a whole number, not 'one'"),
+        ("port: [1]", "expected a whole number"),
+        ("page-size: 5", "5 is not one of 1, 16, 64"),
+        ("dtype: int3", "'int3' is not one of auto"),
+        ("- 1", "holds no mapping"),
+        ("a: [", "no YAML"),
+        ("tp: 1\ntp-size: 2", "tp_size twice"),
+        ("overwrite: 1", "expected true or false"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(ALL, given={}, file=_file(tmp_path, text), environ={})
+
+
+def test_a_wrong_variable_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"HPCSERVE_PORT.*whole number"):
+        resolve(ALL, given={}, environ={"HPCSERVE_PORT": "http"})
+
+
+def test_a_refused_value_says_where_it_was_written(tmp_path: Path) -> None:
+    settings = resolve(ALL, given={}, file=_file(tmp_path, "tp: 0"), environ={})
+    with pytest.raises(ConfigError, match=r"tp_size is 0.*\(from .*run.yaml\)"):
+        build_engine(settings)
+
+
+def test_no_two_configs_share_an_option() -> None:
+    """Names and flags are one space: HPCSERVE_<NAME>, YAML keys, the command line."""
+    seen: dict[str, str] = {}
+    for declared in declared_in(ALL):
+        for name in {*declared.keywords, *declared.off_keywords}:
+            assert name not in seen, f"{name}: {declared.name} and {seen[name]}"
+            seen[name] = declared.name
+
+
+def test_defaults_are_those_of_the_dataclasses() -> None:
+    settings = resolve(ALL, given={}, environ={})
+    assert build(BatchConfig, settings) == BatchConfig()
+    assert build(ServerConfig, settings) == ServerConfig()
+    assert all(setting.is_default for setting in settings.values())

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from hpcserve.config.engine import EngineConfig
+from hpcserve.engine.attention_choice import choose_attention
+from hpcserve.engine.executor_inproc import InprocExecutor
+from hpcserve.engine.pool_size import largest_step
+from hpcserve.errors import (
+    ConfigError,
+    EngineDeadError,
+    HpcserveError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+    WeightsError,
+)
+from hpcserve.testing import StepDriver, make_random_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_random_checkpoint(tmp_path_factory.mktemp("llama"), "llama")
+
+
+def _executor(folder, **options) -> InprocExecutor:
+    base = {"model": str(folder), "device": "cpu", "cpu_threads": 1, "max_running_requests": 4}
+    return InprocExecutor(EngineConfig.from_options({**base, **options}))
+
+
+def test_info(folder):
+    info = _executor(folder, page_size=64).info
+    assert (info.vocab_size, info.context_length, info.eos_token_ids) == (131, 256, [2])
+    assert info.num_pages * 64 == 65_536
+    assert info.device == "cpu"
+    assert set(info.timings_s) == {"device", "weights", "profile", "kv_cache"}
+    assert _executor(folder, max_total_tokens=100, page_size=16).info.num_pages == 6
+    assert _executor(folder, context_length=77).info.context_length == 77
+
+
+def test_cpu_runs_in_float32_unless_told(folder):
+    assert _executor(folder)._worker.setup.dtype == torch.float32
+    executor = _executor(folder, dtype="bfloat16")
+    runner = executor._worker.runner
+    assert runner.pool.kv.dtype == torch.bfloat16
+    assert {param.dtype for param in runner.model.parameters()} == {torch.bfloat16}
+    texts = StepDriver(runner).generate([[5, 6, 7]], 3)
+    assert all(0 <= token < 131 for token in texts[0])
+
+
+def test_dummy_weights_read_no_file(folder, tmp_path):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(WeightsError):
+        _executor(tmp_path)
+    executor = _executor(tmp_path, load_format="dummy")
+    weight = next(executor._worker.runner.model.parameters())
+    assert 0 < weight.abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"model": "/nonexistent/model"}, ModelNotFoundError, "/nonexistent/model"),
+        ({"context_length": 257}, ConfigError, "256"),
+        ({"attention_backend": "fastest"}, ConfigError, "torch_sdpa"),
+        ({"tp_size": 2}, ConfigError, "tp_size 2"),
+    ],
+)
+def test_errors_are_one_line(folder, options, error, words):
+    with pytest.raises(error, match=words) as caught:
+        _executor(folder, **options)
+    assert isinstance(caught.value, HpcserveError) and "\n" not in str(caught.value)
+
+
+def test_gpu_asked_for_but_absent(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="no GPU"):
+        _executor(folder, device="cuda")
+
+
+def test_unknown_model_type_lists_the_known(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    with pytest.raises(UnsupportedModelError, match=r"'mamba'.*llama, mistral, qwen2, qwen3"):
+        _executor(tmp_path)
+
+
+def test_backend_is_checked_against_its_caps():
+    with pytest.raises(ConfigError, match="head size 1024"):
+        choose_attention(
+            "torch_sdpa",
+            device=torch.device("cpu"),
+            page_size=16,
+            head_dim=1024,
+            dtype=torch.float32,
+        )
+
+
+def test_shutdown(folder):
+    executor = _executor(folder)
+    executor.shutdown()
+    executor.shutdown()
+    with pytest.raises(EngineDeadError):
+        executor.submit(None)
+
+
+@pytest.mark.parametrize("num_tokens", [3, 64, 1000])
+def test_largest_step_runs(folder, num_tokens):
+    """The step that memory is measured with fills budget and rows, as far as contexts allow."""
+    step, num_pages = largest_step(
+        max_slots=4, num_tokens=num_tokens, context_length=200, page_size=16, vocab_size=131
+    )
+    assert step.num_scheduled.sum() == min(num_tokens, 800)
+    executor = _executor(folder, page_size=16, max_total_tokens=16 * num_pages)
+    output = executor.submit(step).result()
+    assert len(output.sampled_token_ids) == min(4, num_tokens)
+    assert (output.sampled_token_ids >= 0).all()

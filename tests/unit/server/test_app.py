@@ -1,0 +1,135 @@
+import asyncio
+
+import pytest
+
+from hpcserve import __version__
+
+
+def test_models(serve):
+    async def scenario(served):
+        [card] = (await served.http.get("/v1/models")).json()["data"]
+        assert (card["id"], card["object"], card["max_model_len"]) == ("nice", "model", 4096)
+        for name in ("nice", "byte-model", served.client.config.model.model, "default"):
+            assert (await served.http.get(f"/v1/models/{name}")).json() == card
+            await served.post("/v1/completions", {"model": name, "prompt": "a"})
+        missing = await served.http.get("/v1/models/other")
+        assert missing.status_code == 404
+        assert missing.json()["error"]["code"] == "model_not_found"
+
+    serve(scenario, server={"model_name": "nice"})
+
+
+def test_information(serve):
+    async def scenario(served):
+        for path in ("/get_model_info", "/model_info"):
+            info = (await served.http.get(path)).json()
+            assert info.keys() == {"model_path", "tokenizer_path", "is_generation"}
+            assert info["model_path"].endswith("byte-model")
+        for path in ("/get_server_info", "/server_info"):
+            info = (await served.http.get(path)).json()
+            assert info["engine"]["context_length"] == 4096
+            assert info["page_size"] == 16
+            assert info["load"]["num_running"] == 0
+        for path in ("/load", "/v1/loads"):
+            assert (await served.http.get(path)).json()["num_total_pages"] == 4096
+        assert (await served.http.get("/version")).json() == {"version": __version__}
+
+    serve(scenario)
+
+
+def test_health(serve):
+    async def scenario(served):
+        for path in ("/health", "/ping", "/health_generate"):
+            assert (await served.http.get(path)).status_code == 200
+        assert len(served.core.seen) == 1
+        await served.client.drain(1)
+        for path in ("/health", "/health_generate"):
+            assert (await served.http.get(path)).status_code == 503
+
+    serve(scenario)
+
+
+def test_flush(serve):
+    async def scenario(served):
+        assert (await served.http.post("/flush_cache")).status_code == 200
+        assert served.core.num_flushes == 1
+
+    serve(scenario)
+
+
+def test_tokenize(serve):
+    async def scenario(served):
+        found = await served.post("/tokenize", {"prompt": "hé"})
+        assert found == {"tokens": list("hé".encode()), "count": 3, "max_model_len": 4096}
+        several = await served.post("/tokenize", {"prompt": ["a", "bc"]})
+        assert (several["tokens"], several["count"]) == ([[97], [98, 99]], [1, 2])
+        chat = {"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": False}
+        assert (await served.post("/tokenize", chat))["tokens"][0] == 256
+        await served.post("/tokenize", {}, expect=400)
+        assert (await served.post("/detokenize", {"tokens": [104, 105]}))["text"] == "hi"
+        assert (await served.post("/detokenize", {"tokens": [[104], [105]]}))["text"] == ["h", "i"]
+        await served.post("/detokenize", {"tokens": [-1]}, expect=400)
+
+    serve(scenario)
+
+
+def test_malformed_requests(serve):
+    async def scenario(served):
+        for path in ("/v1/chat/completions", "/v1/completions", "/generate", "/tokenize"):
+            found = await served.http.post(path, content=b'{"prompt": ')
+            assert found.status_code == 400
+            assert "no valid JSON" in found.json()["error"]["message"]
+            # As curl -d sends it, without a content type for JSON.
+        header = {"content-type": "application/x-www-form-urlencoded"}
+        found = await served.http.post("/generate", content=b'{"text": "a"}', headers=header)
+        assert found.json()["text"] == "a"
+        assert (await served.http.get("/nowhere")).json()["error"]["message"].startswith("GET /now")
+        assert (await served.http.get("/generate")).status_code == 405
+        assert (await served.http.get("/openapi.json")).status_code == 200
+
+    serve(scenario)
+
+
+def test_api_key(serve):
+    async def scenario(served):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "schlüssel"}):
+            raw = {name: value.encode() for name, value in headers.items()}
+            found = await served.http.get("/v1/models", headers=raw)
+            assert found.status_code == 401
+            assert found.json()["error"]["code"] == "invalid_api_key"
+        right = {"Authorization": "Bearer schlüssel".encode()}
+        assert (await served.http.get("/v1/models", headers=right)).status_code == 200
+        assert (await served.http.get("/health")).status_code == 200
+
+    serve(scenario, server={"api_key": "schlüssel"})
+
+
+def test_full_queue(serve):
+    async def scenario(served):
+        body = {"text": "aaaaaaaa"}
+        posts = [served.http.post("/generate", json=body) for _ in range(5)]
+        found = await asyncio.gather(*posts)
+        assert sorted(f.status_code for f in found) == [200, 200, 503, 503, 503]
+        refused = next(f for f in found if f.status_code == 503)
+        assert refused.json()["error"]["code"] == "queue_full"
+        assert refused.headers["retry-after"] == "1"
+
+    serve(scenario, max_queued=2, step_delay_s=0.02)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_dead_engine(serve, streams):
+    async def scenario(served):
+        body = {"text": "a" * 100, "stream": streams}
+        found = await served.http.post("/generate", json=body)
+        assert "the engine is gone (core): told to die" in found.text
+        if streams:  # it had begun: the error is an event
+            assert found.text.rstrip().endswith("data: [DONE]")
+        else:
+            assert found.status_code == 503
+        for path in ("/health", "/v1/loads", "/health_generate"):
+            after = await served.http.get(path)
+            assert after.status_code == 503
+            assert after.json()["error"]["code"] == "engine_dead"
+
+    serve(scenario, die_after_steps=5)

@@ -1,0 +1,121 @@
+import asyncio
+import json
+
+
+async def stream(served, body):
+    response = await served.http.post("/generate", json={**body, "stream": True})
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def test_one_prompt(serve):
+    async def scenario(served):
+        body = {"text": "hey", "rid": "mine"}
+        found = await served.post("/generate", body)
+        assert found["text"] == "hey"
+        assert found["output_ids"] == [*b"hey", 257]
+        meta = found["meta_info"]
+        assert meta["id"] == "mine"
+        assert meta["finish_reason"] == {"type": "stop", "matched": 257}
+        assert (meta["prompt_tokens"], meta["completion_tokens"], meta["cached_tokens"]) == (
+            3,
+            4,
+            3,
+        )
+        assert 0 < meta["e2e_latency"] < 10
+        put = await served.http.put("/generate", json={"input_ids": [65]})
+        assert put.json()["text"] == "A"
+
+    serve(scenario)
+
+
+def test_default_length_and_reason(serve):
+    async def scenario(served):
+        found = await served.post("/generate", {"text": "a" * 200})
+        assert found["meta_info"]["finish_reason"] == {"type": "length", "length": 128}
+
+    serve(scenario)
+
+
+def test_lists(serve):
+    async def scenario(served):
+        sampling = [{"max_new_tokens": 1}, {"max_new_tokens": 2, "n": 2}]
+        found = await served.post(
+            "/generate", {"text": ["abc", "xyz"], "sampling_params": sampling}
+        )
+        assert [one["text"] for one in found] == ["a", "xy", "xy"]
+        found = await served.post("/generate", {"text": ["abc"]})
+        assert [one["text"] for one in found] == ["abc"]
+        chunks = await stream(served, {"input_ids": [[65, 66], [67]]})
+        last = {chunk["index"]: chunk["text"] for chunk in chunks}
+        assert last == {0: "AB", 1: "C"}
+
+    serve(scenario)
+
+
+def test_stream_grows_from_the_beginning(serve):
+    async def scenario(served):
+        chunks = await stream(served, {"text": "hé", "sampling_params": {"temperature": 0}})
+        assert [chunk["text"] for chunk in chunks] == ["h", "hé", "hé"]
+        assert chunks[0]["meta_info"]["finish_reason"] is None
+        assert chunks[-1]["output_ids"] == [*"hé".encode(), 257]
+        assert chunks[-1]["meta_info"]["completion_tokens"] == 4
+
+    serve(scenario, step_delay_s=0.03)
+
+
+def test_logprobs(serve):
+    async def scenario(served):
+        body = {
+            "text": "abc",
+            "sampling_params": {"max_new_tokens": 2},
+            "return_logprob": True,
+            "top_logprobs_num": 1,
+            "logprob_start_len": 1,
+            "return_text_in_logprobs": True,
+        }
+        meta = (await served.post("/generate", body))["meta_info"]
+        assert meta["output_token_logprobs"] == [[-0.5, 97, "a"], [-0.5, 98, "b"]]
+        assert meta["output_top_logprobs"][0] == [[-0.5, 97, "a"]]
+        assert meta["input_token_logprobs"] == [[-0.5, 98, "b"], [-0.5, 99, "c"]]
+        last = (await stream(served, body))[-1]["meta_info"]
+        assert last["output_token_logprobs"] == meta["output_token_logprobs"]
+        assert last["input_token_logprobs"] == meta["input_token_logprobs"]
+        body |= {"logprob_start_len": 0, "return_text_in_logprobs": False}
+        meta = (await served.post("/generate", body))["meta_info"]
+        assert meta["input_token_logprobs"][0] == [None, 97, None]
+        body["logprob_start_len"] = -1
+        assert "input_token_logprobs" not in (await served.post("/generate", body))["meta_info"]
+
+    serve(scenario)
+
+
+def test_abort_by_rid(serve):
+    async def scenario(served):
+        endless = {"text": "a", "sampling_params": {"ignore_eos": True, "max_new_tokens": 4000}}
+        one = asyncio.create_task(served.post("/generate", {**endless, "rid": "one"}))
+        two = asyncio.create_task(served.post("/generate", endless))
+        await asyncio.sleep(0.1)
+        assert await served.post("/abort_request", {"rid": "one"}) == {"num_aborted": 1}
+        assert (await one)["meta_info"]["finish_reason"] == {"type": "abort"}
+        assert await served.post("/abort_request", {"rid": "one"}) == {"num_aborted": 0}
+        assert await served.post("/abort_request", {"abort_all": True}) == {"num_aborted": 1}
+        assert (await two)["meta_info"]["finish_reason"] == {"type": "abort"}
+        await served.emptied()
+
+    serve(scenario, step_delay_s=0.002)
+
+
+def test_errors(serve):
+    async def scenario(served):
+        for body, text in [
+            ({}, "either text or input_ids"),
+            ({"text": "a", "sampling_params": {"json_schema": "{}"}}, "json_schema"),
+            ({"text": "a" * 5000}, "4096"),
+            ({"input_ids": [5000]}, "5000"),
+        ]:
+            found = await served.post("/generate", body, expect=400)
+            assert text in found["error"]["message"]
+
+    serve(scenario)

@@ -1,0 +1,162 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import psutil
+import pytest
+
+from hpcserve.errors import PortInUseError, UsageError
+from hpcserve.fake_engine import write_byte_tokenizer
+from hpcserve.server.run import bind
+
+SERVE = """
+import sys
+from hpcserve.config.engine import EngineConfig
+from hpcserve.config.server import ServerConfig
+from hpcserve.errors import HpcserveError
+from hpcserve.log import setup_logging
+from hpcserve.server.run import run_server
+
+setup_logging()
+engine = EngineConfig.from_options({"model": sys.argv[1], "random_seed": int(sys.argv[2])})
+server = ServerConfig(port=0, drain_timeout_s=float(sys.argv[3]))
+try:
+    code = run_server(engine, server, core_module="hpcserve.fake_engine")
+except HpcserveError as error:
+    print(error, file=sys.stderr)
+    code = error.exit_code
+sys.exit(code)
+"""
+
+
+class Process:
+    """A server of its own, over a fake core of the given life."""
+
+    def __init__(self, folder, life=0, drain_s=10.0):
+        write_byte_tokenizer(folder)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(folder), str(life), str(drain_s)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.line = self.process.stdout.readline()
+        self.url = self.line.split()[-1] if self.line else ""
+
+    def end(self):
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out, err
+
+
+def test_serves_and_ctrl_c_drains(tmp_path):
+    served = Process(tmp_path, life=3)
+    assert served.line.startswith(f"hpcserve serves {tmp_path.name} at http://127.0.0.1:")
+    text = "a" * 20
+    body = {"text": text, "stream": True}
+    with httpx.stream("POST", served.url + "/generate", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(served.process.pid, signal.SIGINT)
+        rest = list(lines)
+    assert rest[-2:] == ["data: [DONE]", ""]
+    assert f'"text":"{text}"' in rest[-4]
+    code, out, err = served.end()
+    assert code == 0, err
+    assert out == ""
+    assert "1 requests are running" in err
+    assert "Traceback" not in err
+
+
+def test_drain_has_an_end(tmp_path):
+    served = Process(tmp_path, life=3, drain_s=0.1)
+    body = {
+        "text": "a",
+        "stream": True,
+        "sampling_params": {"ignore_eos": True, "max_new_tokens": 999},
+    }
+    with httpx.stream("POST", served.url + "/generate", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        os.kill(served.process.pid, signal.SIGTERM)
+        assert '"type":"abort"' in list(lines)[-4]
+    code, _, err = served.end()
+    assert code == 0, err
+    assert "aborted 1 requests" in err
+
+
+def test_second_ctrl_c_ends_at_once(tmp_path):
+    served = Process(tmp_path, life=3, drain_s=60)
+    body = {
+        "text": "a",
+        "stream": True,
+        "sampling_params": {"ignore_eos": True, "max_new_tokens": 3000},
+    }
+    with httpx.stream("POST", served.url + "/generate", json=body) as response:
+        next(response.iter_lines())
+        begun = time.monotonic()
+        for _ in range(2):
+            os.kill(served.process.pid, signal.SIGINT)
+            time.sleep(0.1)
+        code, _, err = served.end()
+    assert code == 130, err
+    assert time.monotonic() - begun < 8
+    assert "Traceback" not in err
+
+
+def test_a_dead_engine_ends_the_server(tmp_path):
+    served = Process(tmp_path, life=1)
+    assert httpx.post(served.url + "/generate", json={"text": "a" * 50}).status_code == 503
+    code, _, err = served.end()
+    assert code == 1
+    assert "the engine is gone (core): told to die" in err
+
+
+def test_an_engine_that_cannot_start(tmp_path):
+    served = Process(tmp_path, life=5)
+    code, out, err = served.end()
+    assert (code, out) == (2, "")
+    assert err.strip().splitlines()[-1] == "no config.json in it"
+
+
+def test_ctrl_c_while_it_starts(tmp_path):
+    write_byte_tokenizer(tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(tmp_path), "4", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not psutil.Process(process.pid).children():  # until it waits for its engine
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+
+
+def test_port_in_use():
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortInUseError, match=f"port {port}.*--port"):
+            bind("127.0.0.1", port)
+    with pytest.raises(UsageError, match="--host"):
+        bind("no.such.host.invalid", 0)
+
+
+def test_ipv6():
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with bind("::1", 0) as listener:
+        assert listener.family == socket.AF_INET6
+
+
+def test_import_is_light():
+    code = (
+        "import sys, hpcserve.server.run, hpcserve.fake_engine, hpcserve.engine.llm;"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
