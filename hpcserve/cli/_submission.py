@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,8 +13,12 @@ import click
 from hpcserve._version import __version__
 from hpcserve.cli._jobs import layered_settings
 from hpcserve.cli.options import engine_config
+from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.config.engine import PARTS, EngineConfig
+from hpcserve.config.load import Setting
 from hpcserve.errors import ConfigError
 from hpcserve.launcher.base import Launcher
+from hpcserve.launcher.engine_command import option_words
 from hpcserve.launcher.job_dir import JobDir, register
 from hpcserve.launcher.request import (
     SERVE_CONFIGS,
@@ -37,6 +42,26 @@ def serve_request(
     )
     words = server_words(settings, _model_word(engine.model.model))
     return make_request("serve", engine, settings, words, files)
+
+
+def batch_request(
+    ctx: click.Context,
+    batch_config: BatchConfig,
+    settings: Mapping[str, Setting],
+    engine: EngineConfig,
+) -> JobRequest:
+    """What `batch --launcher slurm` means: the same command, run on the nodes."""
+    kept = {name: one.value for name, one in settings.items() if not one.is_default}
+    for name in ("input", "output", "model", "device"):
+        kept.pop(name, None)
+    inputs, output = (str(Path(one).absolute()) for one in (batch_config.input, batch_config.output))
+    words = [inputs, "--output", output, "--launcher", "local", "--model"]
+    words.append(_model_word(engine.model.model))
+    if not settings["device"].is_default:
+        words += ["--device", engine.backend.device]
+    words += option_words(kept, [BatchConfig, RowDefaults, *PARTS.values()])
+    paths = existing_paths(engine.model.model, inputs, str(Path(output).parent))
+    return make_request("batch", engine, settings, words, paths)
 
 
 def _model_word(model: str) -> str:

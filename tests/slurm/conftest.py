@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from hpcserve.testing import mini_slurm
+from hpcserve.launcher.testing import mini_slurm
 
-ENGINE = f"{sys.executable} -m hpcserve.testing.fake_engine"
+ENGINE = f"{sys.executable} -m hpcserve.launcher.testing.fake_server"
 ROOT = Path(__file__).parents[2]
 
 

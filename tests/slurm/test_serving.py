@@ -84,7 +84,7 @@ def test_plain_sbatch_with_the_shipped_script(site, tmp_path):
     command.parent.mkdir()
     command.write_text(f'#!/bin/bash\nexec {os.sys.executable} -m hpcserve "$@"\n')
     command.chmod(0o755)
-    env = site.env(HPCSERVE_ENGINE_COMMAND=f"{os.sys.executable} -m hpcserve.testing.fake_engine")
+    env = site.env(HPCSERVE_ENGINE_COMMAND=f"{os.sys.executable} -m hpcserve.launcher.testing.fake_server")
     env = {**env, "HPCSERVE_IFNAME": "lo", "PATH": f"{command.parent}:{env['PATH']}"}
     done = subprocess.run(
         ["sbatch", "--parsable", "--time=5", "--gpus-per-node=8", ROOT / "sbatch/serve.sbatch",

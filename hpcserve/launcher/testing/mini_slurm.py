@@ -67,7 +67,7 @@ class MiniSlurm:
         self.start_controller()
         for name in self.nodes:
             self.start_node(name)
-        self._wait_until_idle()
+        self.wait_until_idle()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -205,7 +205,7 @@ class MiniSlurm:
             process.kill()
             process.wait()
 
-    def _wait_until_idle(self) -> None:
+    def wait_until_idle(self) -> None:
         def idle() -> bool:
             states = self.run("sinfo", "-h", "-N", "-o", "%N %T", check=False).split("\n")
             return {line.split()[0] for line in states if line.endswith("idle")} == set(self.nodes)

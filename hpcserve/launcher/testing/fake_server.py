@@ -1,6 +1,6 @@
 """An HTTP server that stands in for the engine in tests of the launcher: fast to start, no torch.
 
-    python -m hpcserve.testing.fake_engine --host H --port P [any option of `hpcserve serve`]
+    python -m hpcserve.launcher.testing.fake_server --host H --port P [any option of `hpcserve serve`]
 
 It answers /health, /v1/models and /v1/completions, drains on SIGTERM as the real one does, and
 misbehaves as FAKE_ENGINE says, a comma-separated list of:
@@ -8,16 +8,18 @@ misbehaves as FAKE_ENGINE says, a comma-separated list of:
     load=S        answers only after S seconds
     slow=S        each completion takes S seconds
     stubborn      ignores SIGTERM
-    exit=CODE     ends with CODE after loading;  fail=TEXT  prints TEXT on stderr before that
-    rank=R        only the engine of this node rank misbehaves
+    exit=CODE     ends with CODE instead of loading;  fail=TEXT  prints TEXT on stderr before that
+    rank=R        only the engine of this node rank ends so
     once          only in the first run of the job
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
+import socketserver
 import sys
 import threading
 import time
@@ -36,8 +38,11 @@ def behaviour(rank: str) -> dict[str, str]:
     pairs = [one.partition("=") for one in os.environ.get("FAKE_ENGINE", "").split(",") if one]
     asked = {name: value for name, _, value in pairs}
     first_run = os.environ.get("HPCSERVE_INCARNATION", ".0").endswith(".0")
-    if asked.get("rank", rank) != rank or ("once" in asked and not first_run):
+    if "once" in asked and not first_run:
         return {}
+    if asked.get("rank", rank) != rank:
+        asked.pop("exit", None)
+        asked.pop("fail", None)
     return asked
 
 
@@ -100,25 +105,35 @@ def main(arguments: list[str]) -> int:
     else:
         signal.signal(signal.SIGTERM, on_term)
     print(f"fake engine: {' '.join(arguments)}", flush=True)
-    if stop.wait(float(asked.get("load", 0))):
-        return 0
+    faulthandler.dump_traceback_later(float(asked.get("load", 0)) + 10.0)
     if "fail" in asked:
         print(asked["fail"], file=sys.stderr, flush=True)
     if "exit" in asked:
         return int(asked["exit"])
+    if stop.wait(float(asked.get("load", 0))):
+        return 0
     Handler.slow_s = float(asked.get("slow", 0))
     if rank != "0":
+        faulthandler.cancel_dump_traceback_later()
         stop.wait()
         return 0
     return serve(arguments, stop)
 
 
+class Server(ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        # http.server would look its own name up, which can take half a minute.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+
 def serve(arguments: list[str], stop: threading.Event) -> int:
     host = option(arguments, "--host", "127.0.0.1")
-    server = ThreadingHTTPServer((host, int(option(arguments, "--port", "0"))), Handler)
+    server = Server((host, int(option(arguments, "--port", "0"))), Handler)
     bound = envs.HPCSERVE_ENDPOINT_FILE.get()
     if bound:
         write_json(Path(bound), {"host": host, "port": server.server_address[1]})
+    faulthandler.cancel_dump_traceback_later()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     stop.wait()
     while Handler.running:
