@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from hpcserve.errors import ConfigError, SlurmError
 from hpcserve.launcher import deadline, environment, slurm_query
 from hpcserve.launcher.base import JobEnvironment
 from hpcserve.launcher.child import Child, DetachedChild
+from hpcserve.launcher.environment import SIGNALS_REACH_ALL
 from hpcserve.launcher.engine_command import parallel_of, wants_gpus
 from hpcserve.launcher.followup import Chain, FollowUp, NoFollowUp, Requeue
 from hpcserve.launcher.job_dir import JobDir, register
@@ -102,7 +103,8 @@ def _followup(policy: str, here: JobEnvironment, job_dir: JobDir, on_slurm: bool
 
 def _child_kind(step: Sequence[str], on_slurm: bool) -> Callable[[Sequence[str]], Child]:
     """srun must be out of reach of the signals that SLURM sends to all the script started."""
-    if on_slurm and step and Path(step[0]).name == "srun" and shutil.which("scontrol"):
-        if slurm_query.word("ProctrackType") == "proctrack/linuxproc":
-            return DetachedChild
+    is_srun = bool(step) and Path(step[0]).name == "srun"
+    if on_slurm and is_srun and slurm_query.word("ProctrackType") == "proctrack/linuxproc":
+        os.environ[SIGNALS_REACH_ALL] = "1"
+        return DetachedChild
     return Child

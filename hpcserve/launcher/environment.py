@@ -11,6 +11,8 @@ from hpcserve.launcher.hostlist import expand_hostlist
 
 #: Set by submitit's controller.
 LOCAL_JOB_ID = "SUBMITIT_LOCAL_JOB_ID"
+#: Set by the supervisor where SLURM signals every process of a step, not its tasks alone.
+SIGNALS_REACH_ALL = "HPCSERVE_SIGNALS_REACH_ALL"
 
 
 def inside_allocation() -> bool:

@@ -47,10 +47,7 @@ class Requeue(FollowUp):
         from submitit.slurm.slurm import SlurmJobEnvironment
 
         job_id = self._environment.job_id
-        if exclude:
-            slurm_query.command(
-                "scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(exclude)}"
-            )
+        excluded = slurm_query.excluded_nodes(job_id) if exclude else []
         try:
             # submitit's own requeue; its decision when to is not used: it tells time-outs from
             # preemptions by the share of the time limit that has passed, we by SLURM's word.
@@ -58,6 +55,9 @@ class Requeue(FollowUp):
         except (subprocess.SubprocessError, OSError) as error:
             log.warning("SLURM does not requeue job %s (%s); submitting a new one", job_id, error)
             return self._fallback.go_on(exclude)
+        if exclude:  # SLURM takes it for pending jobs only, so we must be quicker than our end
+            names = ",".join([*excluded, *exclude])
+            slurm_query.command("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
         return f"requeued job {job_id}"
 
 

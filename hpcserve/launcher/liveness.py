@@ -17,6 +17,7 @@ class _Seen:
     beat: int = -1
     at: float = 0.0
     host: str = ""
+    ended: bool = False
 
 
 @dataclass
@@ -40,17 +41,21 @@ class Liveness:
             if content.get("beat") != seen.beat:
                 seen.beat, seen.at = int(content.get("beat", 0)), now
                 seen.host = str(content.get("host", ""))
+                seen.ended = content.get("phase") == "ended"
 
     def all_alive(self) -> bool:
         return len(self._seen) == self.num_nodes and not self.lost()
 
     def lost(self) -> list[tuple[int, str, float]]:
-        """(rank, host, seconds of silence) of ranks that were there and are silent."""
+        """(rank, host, seconds of silence) of ranks that were there and are silent.
+
+        One that said that it ended is not lost: srun tells how it ended.
+        """
         now = time.monotonic()
         return [
             (rank, seen.host, now - seen.at)
             for rank, seen in sorted(self._seen.items())
-            if now - seen.at > self.timeout_s
+            if now - seen.at > self.timeout_s and not seen.ended
         ]
 
     def missing(self) -> list[int]:

@@ -19,7 +19,7 @@ from hpcserve.config.cluster import ClusterConfig
 from hpcserve.errors import ConfigError, EngineStartError, FabricError, OutputError
 from hpcserve.launcher import engine_command, network, rendezvous
 from hpcserve.launcher.base import JobEnvironment
-from hpcserve.launcher.environment import gpus_on_node
+from hpcserve.launcher.environment import SIGNALS_REACH_ALL, gpus_on_node
 from hpcserve.launcher.fabric import _select as fabrics
 from hpcserve.launcher.fabric.base import Setting, interface_settings, not_yet_set, required_net
 from hpcserve.launcher.files import read_json, write_json
@@ -196,6 +196,8 @@ class Node:
             self._inbox.wait(0.2)
             for number in self._inbox.take():
                 if number in STOP:
+                    # A second SIGTERM would cut the engine's drain short.
+                    self._terminated |= bool(os.environ.get(SIGNALS_REACH_ALL))
                     self._stop_engine(number.name, self._options.drain_s)
             code = self._ended()
             if code is not None:

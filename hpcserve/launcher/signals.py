@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -21,29 +20,26 @@ class SignalInbox:
 
     def __init__(self, caught: Iterable[signal.Signals] = (*STOP, *WARN)) -> None:
         self._received: deque[signal.Signals] = deque()
-        self._wake = threading.Event()
         for one in caught:
             signal.signal(one, self._note)
         signal.signal(signal.SIGCONT, lambda *_: None)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        # Nothing that takes a lock: the handler may run in the midst of anything.
         self._received.append(signal.Signals(number))
-        self._wake.set()
 
     def take(self) -> list[signal.Signals]:
         """Signals since the last call, in order."""
-        self._wake.clear()
         taken = []
         while self._received:
             taken.append(self._received.popleft())
         return taken
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but wake at once for a signal."""
+        """Sleep, but wake soon after a signal."""
         deadline = time.monotonic() + seconds
         while not self._received and time.monotonic() < deadline:
-            # Short waits: a signal that arrives inside Event.wait runs its handler only afterwards.
-            self._wake.wait(min(0.1, max(0.0, deadline - time.monotonic())))
+            time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
 
 
 def end_group(pid: int, number: signal.Signals) -> None:

@@ -7,6 +7,7 @@ that only `sacct` does, where the site keeps accounting at all.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -166,12 +167,24 @@ def word(name: str) -> str:
 
 def stdout_path(job_id: str) -> Path | None:
     """Where SLURM writes the batch script's output."""
+    value = _of_job(job_id, "StdOut")
+    return Path(value) if value else None
+
+
+def excluded_nodes(job_id: str) -> list[str]:
+    value = _of_job(job_id, "ExcNodeList")
+    return [] if value in ("", "(null)") else [value]
+
+
+def _of_job(job_id: str, key: str) -> str:
+    """One field of `scontrol show job`; empty where SLURM does not say."""
     try:
         text = command("scontrol", "show", "job", job_id)
     except SlurmError:
-        return None
-    for line in text.splitlines():
-        key, equals, value = line.strip().partition("=")
-        if equals and key == "StdOut":
-            return Path(value)
-    return None
+        return ""
+    found = re.search(rf"(?:^|\s){key}=(.*)", text)
+    if not found:
+        return ""
+    line: str = found[1]
+    # The last field of its line may hold spaces (paths do), the others may not.
+    return line.strip() if key == "StdOut" else line.partition(" ")[0].strip()

@@ -57,6 +57,10 @@ class Job:
         eventually(reached, f"job {self.job_id} {' or '.join(states)}", timeout, self.story)
         return self.status()
 
+    def until_beat(self, rank: int, key: str) -> None:
+        """Until a rank's heartbeat carries `key`: the first one is before the engine's start."""
+        eventually(lambda: bool(self.read(f"nodes/rank-{rank}.json")[key]), f"{key} of rank {rank}")
+
     def story(self) -> str:
         logs = [path.read_text(errors="replace") for path in self.run_dir.glob("logs/*.log")]
         return f"{self.status()}\n" + "\n".join(logs)
@@ -125,7 +129,8 @@ class Site:
         self, *words: str, fake: str = "", model: str = "/tmp", env: dict[str, str] | None = None
     ) -> Job:
         done = self.hpc(
-            "submit", "--json", "--model", model, "--drain", "5", "--time", "10", *words,
+            *("submit", "--json", "--model", model, "--host", "127.0.0.1"),
+            *("--drain", "5", "--time", "10", *words),
             env={"FAKE_ENGINE": fake, **(env or {})},
         )
         said = json.loads(done.stdout)
@@ -159,7 +164,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mini_slurm.Min
 @pytest.fixture
 def site(cluster: mini_slurm.MiniSlurm, tmp_path: Path) -> Iterator[Site]:
     (tmp_path / "cluster.yaml").write_text(
-        "gpu-request: none\ndevice: cpu\nifname: lo\nhost: 127.0.0.1\nrank-timeout: 6\n"
+        "gpu-request: none\ndevice: cpu\nifname: lo\nrank-timeout: 6\n"
         f"engine-command: {ENGINE}\n"
     )
     yield Site(cluster, tmp_path)

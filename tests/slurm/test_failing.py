@@ -38,7 +38,8 @@ def test_crash_gives_the_last_error_line(site):
 def test_killed_engine_of_one_rank_ends_all_ranks(site, nothing_left):
     job = site.submit("--nodes", "2", "--tp", "2")
     job.wait()
-    engine = json.loads((job.run_dir / "nodes" / "rank-1.json").read_text())["engine_pid"]
+    job.until_beat(1, "engine_pid")
+    engine = job.read("nodes/rank-1.json")["engine_pid"]
     os.kill(engine, signal.SIGKILL)
     said = job.until("dead", timeout=15)
     assert said["cause"].startswith("crashed: killed by SIGKILL") or "137" in said["cause"]

@@ -94,11 +94,8 @@ class Handler(BaseHTTPRequestHandler):
 def main(arguments: list[str]) -> int:
     rank = option(arguments, "--node-rank", "0")
     asked = behaviour(rank)
-    stop = threading.Event()
-
     def on_term(_number: int, _frame: FrameType | None) -> None:
         Handler.draining = True
-        stop.set()
 
     if "stubborn" in asked:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -110,14 +107,22 @@ def main(arguments: list[str]) -> int:
         print(asked["fail"], file=sys.stderr, flush=True)
     if "exit" in asked:
         return int(asked["exit"])
-    if stop.wait(float(asked.get("load", 0))):
+    if told_to_stop_within(float(asked.get("load", 0))):
         return 0
     Handler.slow_s = float(asked.get("slow", 0))
     if rank != "0":
         faulthandler.cancel_dump_traceback_later()
-        stop.wait()
+        told_to_stop_within(float("inf"))
         return 0
-    return serve(arguments, stop)
+    return serve(arguments)
+
+
+def told_to_stop_within(seconds: float) -> bool:
+    """Not by an Event: setting one in a signal handler can wait for the lock that it interrupts."""
+    deadline = time.monotonic() + seconds
+    while not Handler.draining and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return Handler.draining
 
 
 class Server(ThreadingHTTPServer):
@@ -127,7 +132,7 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]
 
 
-def serve(arguments: list[str], stop: threading.Event) -> int:
+def serve(arguments: list[str]) -> int:
     host = option(arguments, "--host", "127.0.0.1")
     server = Server((host, int(option(arguments, "--port", "0"))), Handler)
     bound = envs.HPCSERVE_ENDPOINT_FILE.get()
@@ -135,7 +140,7 @@ def serve(arguments: list[str], stop: threading.Event) -> int:
         write_json(Path(bound), {"host": host, "port": server.server_address[1]})
     faulthandler.cancel_dump_traceback_later()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    stop.wait()
+    told_to_stop_within(float("inf"))
     while Handler.running:
         time.sleep(0.02)
     server.shutdown()
