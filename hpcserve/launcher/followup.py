@@ -57,7 +57,10 @@ class Requeue(FollowUp):
             return self._fallback.go_on(exclude)
         if exclude:  # SLURM takes it for pending jobs only, so we must be quicker than our end
             names = ",".join([*excluded, *exclude])
-            slurm_query.command("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
+            try:
+                slurm_query.command("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
+            except SlurmError as error:
+                log.warning("the next run may get %s again: %s", names, error)
         return f"requeued job {job_id}"
 
 

@@ -28,6 +28,11 @@ class SignalInbox:
         # Nothing that takes a lock: the handler may run in the midst of anything.
         self._received.append(signal.Signals(number))
 
+    def ignore(self) -> None:
+        """From now on drop them, in commands that we start as well: ignored ones are inherited."""
+        for one in (*STOP, *WARN):
+            signal.signal(one, signal.SIG_IGN)
+
     def take(self) -> list[signal.Signals]:
         """Signals since the last call, in order."""
         taken = []

@@ -268,7 +268,9 @@ class Supervisor:
         return code == 0 and self._cause is None
 
     def _go_on(self, why: Cause, decision: Decision) -> bool:
-        # Written first: a requeue ends this process at once.
+        # Written first: a requeue ends this process at once. The signals that come with it must
+        # not stop the commands that see to what comes after.
+        self.inbox.ignore()
         self._publish_state(JobState.PENDING, cause=why, message=decision.reason)
         try:
             done = self.followup.go_on(self._exclude)

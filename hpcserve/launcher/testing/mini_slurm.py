@@ -227,7 +227,8 @@ class MiniSlurm:
     def release(self, job_id: str, timeout: float = 20.0) -> None:
         """Start a requeued job now; SLURM itself waits two minutes or so."""
         deadline = time.monotonic() + timeout
-        while self.run("squeue", "-h", "-o", "%T", "-j", job_id, check=False).strip() != "PENDING":
+        words = ("squeue", "-h", "-o", "%T %r", "-j", job_id)
+        while self.run(*words, check=False).strip() != "PENDING BeginTime":
             if time.monotonic() > deadline:
                 raise SlurmError(f"job {job_id} was not requeued in {timeout:.0f} s")
             time.sleep(0.1)
