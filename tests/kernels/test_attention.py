@@ -126,7 +126,9 @@ def test_backend_splits_decodes_and_prefills(monkeypatch, random, poisoned, kern
         host_seq_lens=np.array(case.seq_lens, dtype=np.int32),
         host_query_lens=np.array(case.query_lens, dtype=np.int32),
     )
-    backend = EntryClass(num_heads=2, num_kv_heads=1, head_dim=16, page_size=16, scale=0.3)
+    backend = EntryClass(
+        num_heads=2, num_kv_heads=1, head_dim=16, page_size=16, scale=0.3, dtype=torch.float32
+    )
     backend.plan(meta)
     out = backend.forward(q, k_cache, v_cache, meta)
     expected = naive(case, q, k_cache, v_cache, page_table, bounds, 0.3)

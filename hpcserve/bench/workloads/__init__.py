@@ -1,0 +1,1 @@
+"""One workload per file: the file's name is the workload's, `EntryClass` its parameters."""
