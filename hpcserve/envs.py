@@ -68,8 +68,8 @@ HPCSERVE_STATE_DIR = EnvVar(
 HPCSERVE_CLUSTER: EnvVar[str] = EnvVar(
     "HPCSERVE_CLUSTER", str, "", "cluster file, or name of a cluster preset"
 )
-HPCSERVE_ENDPOINT_FILE: EnvVar[str] = EnvVar(
-    "HPCSERVE_ENDPOINT_FILE", str, "", "where `hpcserve serve` writes host and port once bound"
+HPCSERVE_ENDPOINT_FILE: EnvVar[Path | None] = EnvVar(
+    "HPCSERVE_ENDPOINT_FILE", _path, None, "where `hpcserve serve` writes host and port once bound"
 )
 HPCSERVE_LOG_LEVEL = EnvVar("HPCSERVE_LOG_LEVEL", _level, "INFO", "level of the log on stderr")
 HPCSERVE_MODEL: EnvVar[str] = EnvVar("HPCSERVE_MODEL", str, "", "the model when none is named")

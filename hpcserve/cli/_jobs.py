@@ -26,6 +26,7 @@ JOB_SECTIONS: dict[str, Sequence[type[Any]]] = {
     "Cluster": [ClusterConfig],
     "Job": [JobConfig],
 }
+LAUNCHERS = ("auto", "slurm", "local")
 USER_CLUSTER_FILE = Path("~/.config/hpcserve/cluster.yaml")
 PRESETS = Path(__file__).parent.parent / "configs"
 

@@ -28,8 +28,6 @@ from hpcserve.launcher.request import (
     server_words,
 )
 
-LAUNCHERS = ("auto", "slurm", "local")
-
 
 def serve_request(
     ctx: click.Context, model: str | None, cluster: str | None, preset: str | None

@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from hpcserve.cli._jobs import JOB_SECTIONS, layered_options, print_json
-from hpcserve.cli._submission import LAUNCHERS
+from hpcserve.cli._jobs import JOB_SECTIONS, LAUNCHERS, layered_options, print_json
 from hpcserve.cli.options import SectionedCommand, config_options
 from hpcserve.config.load import ENGINE_CONFIGS
 from hpcserve.config.server import ServerConfig

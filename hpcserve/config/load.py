@@ -9,6 +9,7 @@ import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,10 +72,23 @@ class Declared:
 def declared_in(configs: Sequence[type[Any]]) -> Iterator[Declared]:
     """Every option of these dataclasses, in order."""
     for config in configs:
-        types = typing.get_type_hints(config)
-        for field, its_option in options_of(config):
-            names = tuple(keyword_names(field, its_option))
-            yield Declared(field.name, types[field.name], field.default, its_option, names)
+        yield from _declared(config)
+
+
+@cache
+def _declared(config: type[Any]) -> tuple[Declared, ...]:
+    """Reading the types of a dataclass takes a while, and several commands share them."""
+    types = typing.get_type_hints(config)
+    return tuple(
+        Declared(
+            field.name,
+            types[field.name],
+            field.default,
+            its_option,
+            tuple(keyword_names(field, its_option)),
+        )
+        for field, its_option in options_of(config)
+    )
 
 
 def resolve(

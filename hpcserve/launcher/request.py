@@ -13,9 +13,9 @@ from hpcserve.config.cluster import ClusterConfig
 from hpcserve.config.engine import PARTS, EngineConfig
 from hpcserve.config.job import JobConfig
 from hpcserve.config.load import Setting, build
-from hpcserve.config.parallel import ParallelConfig
 from hpcserve.config.server import ServerConfig
 from hpcserve.config.slurm import SlurmConfig
+from hpcserve.errors import ConfigError
 from hpcserve.launcher.job_dir import JobDir, default_run_dir
 from hpcserve.launcher.layout import Layout, infer_layout
 
@@ -68,6 +68,9 @@ def make_request(
     """
     slurm, cluster = build(SlurmConfig, settings), build(ClusterConfig, settings)
     job = build(JobConfig, settings)
+    for one in _SET_BY_THE_LAUNCHER:
+        if not settings[one].is_default:
+            raise ConfigError(f"{one} is set by the job itself on each node; give --nodes instead")
     layout = layout_of(engine, slurm, cluster, settings)
     engine = engine.replace(tp_size=layout.tp)
     name = slurm.job_name or f"hpcserve-{Path(engine.model.model).name or 'model'}"
@@ -121,7 +124,7 @@ def server_words(settings: Mapping[str, Setting], model: str) -> tuple[str, ...]
     kept = {
         name: one.value
         for name, one in settings.items()
-        if not one.is_default and name not in ("api_key", "model", "host", "port", "drain_timeout_s")
+        if not one.is_default and name not in _SET_BY_THE_JOB
     }
     configs = (*PARTS.values(), ServerConfig)
     host, port = settings["host"], settings["port"]
@@ -132,8 +135,8 @@ def server_words(settings: Mapping[str, Setting], model: str) -> tuple[str, ...]
     return (*fixed, *option_words(kept, configs))
 
 
-def parallel_words(parallel: ParallelConfig) -> str:
-    return f"tp {parallel.tp_size} x pp {parallel.pp_size} x dp {parallel.dp_size}"
+_SET_BY_THE_JOB = ("api_key", "model", "host", "port", "drain_timeout_s")
+_SET_BY_THE_LAUNCHER = ("nnodes", "node_rank", "dist_init_addr")
 
 
 def existing_paths(*names: str | None) -> list[Path]:

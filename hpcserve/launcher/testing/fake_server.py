@@ -24,7 +24,6 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import FrameType
 
 from hpcserve import envs
@@ -137,7 +136,7 @@ def serve(arguments: list[str]) -> int:
     server = Server((host, int(option(arguments, "--port", "0"))), Handler)
     bound = envs.HPCSERVE_ENDPOINT_FILE.get()
     if bound:
-        write_json(Path(bound), {"host": host, "port": server.server_address[1]})
+        write_json(bound, {"host": host, "port": server.server_address[1]})
     faulthandler.cancel_dump_traceback_later()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     told_to_stop_within(float("inf"))
