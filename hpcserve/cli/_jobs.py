@@ -53,9 +53,10 @@ def layered_settings(
     stack.insert(0, {name: one for name, one in sbatch.items() if name not in spoken})
     path = cluster_file(cluster)
     if path is not None:
-        stack.append(layers.from_file(configs, path, "cluster file"))
+        stack.append(layers.from_file(configs, path, _called("cluster", path)))
     if preset is not None:
-        stack.append(layers.from_file(configs, preset_file("models", preset), "preset"))
+        path = preset_file("models", preset)
+        stack.append(layers.from_file(configs, path, _called("model", path)))
     return layers.overlay({**typed, **stack[0]}, *stack[2:])
 
 
@@ -80,6 +81,12 @@ def preset_file(kind: str, name: str) -> Path:
         known = ", ".join(preset_names(kind))
         raise ConfigError(f"no preset {name!r} among {kind}; there are: {known}")
     return found
+
+
+def _called(kind: str, path: Path) -> str:
+    """How a script speaks of a layer: our presets by name, other files by path."""
+    ours = path.is_relative_to(PRESETS)
+    return f"{kind} preset {path.stem}" if ours else f"{kind} file {path}"
 
 
 def preset_names(kind: str) -> list[str]:

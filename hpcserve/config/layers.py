@@ -6,8 +6,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.config.cluster import ClusterConfig
+from hpcserve.config.engine import PARTS
+from hpcserve.config.job import JobConfig
 from hpcserve.config.load import Setting, convert, declared_in, resolve
-from hpcserve.config.slurm import SBATCH_VARIABLES
+from hpcserve.config.server import ServerConfig
+from hpcserve.config.slurm import SBATCH_VARIABLES, SlurmConfig
+
+#: Every option that a cluster file or a preset may hold.
+EVERYTHING: tuple[type[Any], ...] = (
+    SlurmConfig,
+    ClusterConfig,
+    JobConfig,
+    ServerConfig,
+    BatchConfig,
+    RowDefaults,
+    *PARTS.values(),
+)
 
 
 def overlay(*layers: Mapping[str, Setting]) -> dict[str, Setting]:
@@ -18,12 +34,17 @@ def overlay(*layers: Mapping[str, Setting]) -> dict[str, Setting]:
     return merged
 
 
-def from_file(configs: Sequence[type[Any]], path: Path, what: str) -> dict[str, Setting]:
-    """The settings of one YAML file alone; their origin reads "what PATH"."""
-    found = resolve(configs, given={}, file=path, environ={})
+def from_file(configs: Sequence[type[Any]], path: Path, origin: str) -> dict[str, Setting]:
+    """The settings of one YAML file alone, from `origin` as users call it.
+
+    Options that `configs` do not have are left out: a cluster file speaks of several commands.
+    """
+    found = resolve(EVERYTHING, given={}, file=path, environ={})
+    wanted = {declared.name for declared in declared_in(configs)}
     return {
-        name: one if one.is_default else Setting(one.value, f"{what} {one.origin}")
+        name: one if one.is_default else Setting(one.value, origin)
         for name, one in found.items()
+        if name in wanted
     }
 
 

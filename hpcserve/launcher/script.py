@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from hpcserve.launcher.container.docker import TASK_SCRIPT
 from hpcserve.launcher.fabric import _select as fabrics
 from hpcserve.launcher.fabric.base import Setting as Variable
 from hpcserve.launcher.request import JobRequest
-from hpcserve.launcher.template import render
+from hpcserve.launcher.template import quote, render
 
 #: SLURM may send its early warning up to 60 s early; this much later than asked never.
 SIGNAL_LEAD_S = 30
@@ -54,7 +53,7 @@ def render_script(request: JobRequest, *, local: bool = False) -> str:
     values: dict[str, Any] = {
         "version": __version__,
         "title": _title(request),
-        "notes": [request.layout.warning] if request.layout.warning else [],
+        "notes": _notes(request),
         "directives": [] if local else directives(request),
         "options": _option_lines(request),
         "run_dir": str(request.run_dir),
@@ -83,7 +82,15 @@ def _title(request: JobRequest) -> str:
     gpus = f" x {layout.gpus_per_node} GPUs" if layout.gpus_per_node else ""
     verb = "Serves" if request.kind == "serve" else "Answers a file of prompts with"
     parallel = f"tp {layout.tp}, pp {layout.pp}, dp {layout.dp}"
-    return f"{verb} {request.engine.model.model} on {layout.nodes} nodes{gpus} ({parallel})."
+    nodes = "1 node" if layout.nodes == 1 else f"{layout.nodes} nodes"
+    return f"{verb} {request.engine.model.model} on {nodes}{gpus} ({parallel})."
+
+
+def _notes(request: JobRequest) -> list[str]:
+    layout = request.layout
+    logs = quote(str(request.job_dir.logs))
+    notes = [f"Before it is submitted by hand: mkdir -p -m 700 {logs}"]
+    return [*notes, layout.warning] if layout.warning else notes
 
 
 # ---------------------------------------------------------------- #SBATCH
@@ -139,19 +146,13 @@ def _fill_in(request: JobRequest, values: dict[str, Any], origins: dict[str, str
 def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
-    return f"--{name}={_directive_value(str(value))}"
-
-
-def _directive_value(value: str) -> str:
-    if "\n" in value:
-        raise ConfigError(f"{value!r} cannot stand in an #SBATCH line: it holds a line break")
-    return shlex.quote(value)
+    return f"--{name}={quote(value)}"
 
 
 def _extra(key: str) -> str:
     """KEY or KEY=VALUE of --sbatch and --srun, as one word of shell."""
     name, equals, value = key.lstrip("-").partition("=")
-    return f"--{name}={_directive_value(value)}" if equals else f"--{name}"
+    return f"--{name}={quote(value)}" if equals else f"--{name}"
 
 
 # ---------------------------------------------------------------- the command
@@ -180,7 +181,7 @@ def _srun_words(request: JobRequest) -> list[str]:
 def _local_lines() -> list[str]:
     """submitit's controller hides all GPUs from a job that asks for none: show them again."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = f"export CUDA_VISIBLE_DEVICES={shlex.quote(visible)}" if visible is not None else None
+    gpus = f"export CUDA_VISIBLE_DEVICES={quote(visible)}" if visible is not None else None
     return [
         gpus or "unset CUDA_VISIBLE_DEVICES",
         'exec >>"$HPCSERVE_RUN_DIR/logs/job.log" 2>&1',
@@ -188,17 +189,17 @@ def _local_lines() -> list[str]:
 
 
 def _node_words(request: JobRequest, *, in_container: bool) -> list[list[str]]:
-    python = ["hpcserve"] if in_container else [shlex.quote(request.python), "-m", "hpcserve"]
+    python = ["hpcserve"] if in_container else [quote(request.python), "-m", "hpcserve"]
     cluster = request.cluster
     words = [[*python, "node", "--run-dir", '"$HPCSERVE_RUN_DIR"']]
     if request.kind != "serve":
         words.append(["--verb", request.kind])
     words.append(["--fabric", cluster.fabric, *(["--require-fabric"] if cluster.require_fabric else [])])
     for flag, value in (("--ifname", cluster.ifname), ("--ib-hca", cluster.ib_hca)):
-        words += [[flag, shlex.quote(value)]] if value else []
+        words += [[flag, quote(value)]] if value else []
     words.append(["--drain", f"{request.job.drain_s:g}", "--preflight", request.job.preflight])
     if request.job.engine_command:
-        words.append(["--engine-command", shlex.quote(request.job.engine_command)])
+        words.append(["--engine-command", quote(request.job.engine_command)])
     return [*words, ["--"], *_by_option(request.engine_words)]
 
 
@@ -207,15 +208,15 @@ def _by_option(arguments: tuple[str, ...]) -> list[list[str]]:
     lines: list[list[str]] = []
     for word in arguments:
         if word.startswith("--") or not lines or len(lines[-1]) > 1:
-            lines.append([shlex.quote(word)])
+            lines.append([quote(word)])
         else:
-            lines[-1].append(shlex.quote(word))
+            lines[-1].append(quote(word))
     return lines
 
 
 def _supervisor_words(request: JobRequest) -> list[list[str]]:
     job = request.job
-    words = [[shlex.quote(request.python), "-m", "hpcserve", "job"]]
+    words = [[quote(request.python), "-m", "hpcserve", "job"]]
     words.append(["--run-dir", '"$HPCSERVE_RUN_DIR"', "--kind", request.kind])
     words.append(["--continue-with", job.continue_with, "--max-restarts", str(job.max_restarts)])
     words.append(["--drain", f"{job.drain_s:g}", "--ready-timeout", f"{job.ready_timeout_s:g}"])

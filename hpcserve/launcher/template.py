@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,11 +40,16 @@ def render(name: str, values: Mapping[str, Any], custom: Path | None = None) -> 
 
 
 def quote(value: object) -> str:
-    """One word of shell, whatever it holds."""
+    """One word of shell, whatever it holds.
+
+    Commas and equal signs are quoted as well: they need not be, but look as if they did.
+    """
     text = str(value)
     if "\n" in text or "\0" in text:
         raise ConfigError(f"{text!r} cannot stand in a batch script: it holds a line break")
-    return shlex.quote(text)
+    if re.fullmatch(r"[\w@%+./:-]+", text, re.ASCII):
+        return text
+    return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
 def one_line(value: object) -> str:

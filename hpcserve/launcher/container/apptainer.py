@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 
 from hpcserve.launcher.container.base import ContainerRuntime, ContainerSpec, image_kind
+from hpcserve.launcher.template import quote
 
 
 class Apptainer(ContainerRuntime):
@@ -13,8 +13,8 @@ class Apptainer(ContainerRuntime):
 
     def prefix(self, spec: ContainerSpec) -> list[list[str]]:
         words = [["apptainer", "exec", *(["--nv"] if spec.gpus else []), "--no-home"]]
-        words += [["--bind", shlex.quote(mount)] for mount in spec.mounts]
-        return [*words, [shlex.quote(_uri(spec.image))]]
+        words += [["--bind", quote(mount)] for mount in spec.mounts]
+        return [*words, [quote(_uri(spec.image))]]
 
 
 def _uri(image: str) -> str:

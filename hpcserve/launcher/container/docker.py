@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import hpcserve
 from hpcserve.launcher.container.base import ContainerRuntime, ContainerSpec
+from hpcserve.launcher.template import quote
 
 TASK_SCRIPT = Path(hpcserve.__file__).parent / "sbatch" / "container_task.sh"
 
@@ -21,9 +21,9 @@ class Docker(ContainerRuntime):
 
 def task_script(engine: str, spec: ContainerSpec) -> list[list[str]]:
     """`container_task.sh ENGINE IMAGE [--gpus] [--mount M]... --`, run on every node."""
-    words = [["bash", '"$container_task"', engine, shlex.quote(spec.image)]]
+    words = [["bash", '"$container_task"', engine, quote(spec.image)]]
     words += [["--gpus"]] if spec.gpus else []
-    words += [["--mount", shlex.quote(mount)] for mount in spec.mounts]
+    words += [["--mount", quote(mount)] for mount in spec.mounts]
     return [*words, ["--"]]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 
 from hpcserve.launcher.container.base import ContainerRuntime, ContainerSpec
+from hpcserve.launcher.template import quote
 
 
 class Pyxis(ContainerRuntime):
@@ -12,11 +12,11 @@ class Pyxis(ContainerRuntime):
     kinds = ("registry", "squashfs")
 
     def srun_options(self, spec: ContainerSpec) -> list[str]:
-        options = [f"--container-image={shlex.quote(_enroot_name(spec.image))}"]
+        options = [f"--container-image={quote(_enroot_name(spec.image))}"]
         if spec.mounts:
-            options.append(f"--container-mounts={shlex.quote(','.join(spec.mounts))}")
+            options.append(f"--container-mounts={quote(','.join(spec.mounts))}")
         if spec.env_names:
-            options.append(f"--container-env={','.join(spec.env_names)}")
+            options.append(f"--container-env={quote(','.join(spec.env_names))}")
         return [*options, "--no-container-mount-home", "--no-container-entrypoint"]
 
     def prefix(self, spec: ContainerSpec) -> list[list[str]]:
