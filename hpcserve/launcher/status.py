@@ -119,7 +119,8 @@ def _judge(
     """The state, and the cause of a death."""
     state = JobState(said["state"]) if "state" in said else JobState.PENDING
     why = Cause(**said["cause"]) if said.get("cause") else None
-    if state.over or (state is JobState.PENDING and info and info.active):
+    requeueing = "state" in said and state is JobState.PENDING and info is not None and info.active
+    if state.over or requeueing:
         return state, why
     if is_local(ref.job_id):
         alive = controller(ref.job_id) is not None
