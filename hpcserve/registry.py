@@ -23,12 +23,7 @@ _CONTRACTS = frozenset({"base"})
 @cache
 def _plugins(package: str) -> EntryPoints:
     """Read once: every call of entry_points reads the metadata of all installed packages."""
-    return _installed().select(group=package)
-
-
-@cache
-def _installed() -> EntryPoints:
-    return entry_points()
+    return entry_points(group=package)
 
 
 def names(package: str) -> list[str]:

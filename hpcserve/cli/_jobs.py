@@ -35,7 +35,8 @@ def layered_options(function: F) -> F:
     """`--cluster` and `--preset`, the layers under the command line and the environment."""
     preset = click.option("--preset", help="model preset (see `hpcserve presets list`), or a file")
     cluster = click.option(
-        "--cluster", help="cluster file, or name of a cluster preset; default: HPCSERVE_CLUSTER, "
+        "--cluster",
+        help="cluster file, or name of a cluster preset; default: HPCSERVE_CLUSTER, "
         f"else {USER_CLUSTER_FILE} where it exists",
     )
     return cluster(preset(function))

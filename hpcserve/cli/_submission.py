@@ -35,9 +35,7 @@ def serve_request(
     """What `submit` and `render submit` mean by their options."""
     settings = layered_settings(ctx, SERVE_CONFIGS, cluster, preset)
     engine = engine_config(settings, model)
-    files = existing_paths(
-        engine.model.model, engine.model.tokenizer, engine.model.chat_template
-    )
+    files = existing_paths(engine.model.model, engine.model.tokenizer, engine.model.chat_template)
     words = server_words(settings, _model_word(engine.model.model))
     return make_request("serve", engine, settings, words, files)
 
@@ -52,7 +50,9 @@ def batch_request(
     kept = {name: one.value for name, one in settings.items() if not one.is_default}
     for name in ("input", "output", "model", "device"):
         kept.pop(name, None)
-    inputs, output = (str(Path(one).absolute()) for one in (batch_config.input, batch_config.output))
+    inputs, output = (
+        str(Path(one).absolute()) for one in (batch_config.input, batch_config.output)
+    )
     words = [inputs, "--output", output, "--launcher", "local", "--model"]
     words.append(_model_word(engine.model.model))
     if not settings["device"].is_default:
@@ -136,7 +136,7 @@ def say_submitted(request: JobRequest, job_id: str) -> None:
         f"run directory  {request.run_dir}",
         "",
         f"  hpcserve wait {job_id}              until it answers",
-        f"  eval \"$(hpcserve endpoint {job_id} --env)\"   sets OPENAI_BASE_URL and OPENAI_API_KEY",
+        f'  eval "$(hpcserve endpoint {job_id} --env)"   sets OPENAI_BASE_URL and OPENAI_API_KEY',
         f"  hpcserve logs {job_id} -f           what it says",
         f"  hpcserve cancel {job_id}            ends it",
     ]

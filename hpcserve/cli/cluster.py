@@ -15,7 +15,9 @@ def command() -> None:
 
 
 @command.command()
-@click.option("-o", "--output", type=click.Path(path_type=Path), help=f"default: {USER_CLUSTER_FILE}")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help=f"default: {USER_CLUSTER_FILE}"
+)
 @click.option("--force", is_flag=True, help="replace a file that exists")
 def init(output: Path | None, force: bool) -> None:
     """Look at this site's SLURM and write a cluster file to be checked and changed."""
@@ -30,7 +32,9 @@ def init(output: Path | None, force: bool) -> None:
     text = describe_site()
     write_atomically(path, text)
     click.echo(text, nl=False)
-    click.echo(f"written to {path}; check it, then `hpcserve render submit ...` shows its effect", err=True)
+    click.echo(
+        f"written to {path}; check it, then `hpcserve render submit ...` shows its effect", err=True
+    )
 
 
 @command.command()
@@ -43,7 +47,9 @@ def show(name: str | None, as_json: bool) -> None:
     path = cluster_file(name)
     if path is None:
         presets = ", ".join(preset_names("clusters"))
-        click.echo(f"no cluster file; `hpcserve cluster init` writes one (presets: {presets})", err=True)
+        click.echo(
+            f"no cluster file; `hpcserve cluster init` writes one (presets: {presets})", err=True
+        )
         return
     text = path.read_text(encoding="utf-8")
     if as_json:

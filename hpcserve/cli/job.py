@@ -14,6 +14,8 @@ import click
 @click.option("--drain", type=float, default=20.0)
 @click.option("--rank-timeout", type=float, default=60.0)
 @click.option("--auth/--no-auth", default=True)
+@click.option("--all-reduce", is_flag=True, help="--preflight full")
+@click.option("--ifname", envvar="HPCSERVE_IFNAME")
 @click.argument("step", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.pass_context
 def command(
@@ -26,13 +28,15 @@ def command(
     drain: float,
     rank_timeout: float,
     auth: bool,
+    all_reduce: bool,
+    ifname: str | None,
     step: tuple[str, ...],
 ) -> None:
     """Start STEP on the nodes, watch it, drain it in time, and say why it ended."""
     from hpcserve.launcher.signals import SignalInbox
 
     inbox = SignalInbox()  # before anything slow: SIGUSR1 ends a Python that has no handler
-    from hpcserve.launcher.batch_process import supervise
+    from hpcserve.launcher.batch_process import AllReduce, supervise
     from hpcserve.launcher.supervisor import SupervisorOptions
 
     options = SupervisorOptions(
@@ -43,4 +47,5 @@ def command(
         drain_s=drain,
         rank_timeout_s=rank_timeout,
     )
-    ctx.exit(supervise(run_dir, step, options, inbox, auth=auth))
+    check = AllReduce(ifname) if all_reduce else None
+    ctx.exit(supervise(run_dir, step, options, inbox, auth=auth, check=check))

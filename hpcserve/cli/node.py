@@ -11,9 +11,7 @@ from hpcserve.config.job import PREFLIGHTS
 @click.command(hidden=True, context_settings={"ignore_unknown_options": True})
 @click.option("--run-dir", required=True)
 @click.option("--verb", default="serve")
-@click.option(
-    "--fabric", type=click.Choice(FABRICS), default="auto", envvar="HPCSERVE_FABRIC"
-)
+@click.option("--fabric", type=click.Choice(FABRICS), default="auto", envvar="HPCSERVE_FABRIC")
 @click.option("--require-fabric", is_flag=True)
 @click.option("--ifname", envvar="HPCSERVE_IFNAME")
 @click.option("--ib-hca")

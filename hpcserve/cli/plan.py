@@ -69,8 +69,16 @@ def command(
         found = suggested
     ep = expert_parallel(shape, found.tp)
     if as_json:
-        print_json({"model": model, "gpu": kind.name, "parameters": shape.parameters,
-                    "active_parameters": shape.active, "ep": ep, **found.as_json()})
+        print_json(
+            {
+                "model": model,
+                "gpu": kind.name,
+                "parameters": shape.parameters,
+                "active_parameters": shape.active,
+                "ep": ep,
+                **found.as_json(),
+            }
+        )
     else:
         _print(model, kind.name, shape.parameters, shape.active, ep, found)
 

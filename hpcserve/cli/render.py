@@ -24,6 +24,7 @@ def command() -> None:
 @click.pass_context
 def render_submit(
     ctx: click.Context,
+    /,
     model_argument: str | None,
     cluster: str | None,
     preset: str | None,

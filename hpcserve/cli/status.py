@@ -33,7 +33,9 @@ def command(job: str, as_json: bool) -> None:
             "url": one.url,
             "nodes": ", ".join(one.nodes),
             "restarts": str(one.restart_count),
-            "heartbeat": None if one.heartbeat_age_s is None else f"{one.heartbeat_age_s:.0f} s ago",
+            "heartbeat": None
+            if one.heartbeat_age_s is None
+            else f"{one.heartbeat_age_s:.0f} s ago",
             "time left": None if left is None or one.state.over else f"{left / 60:.0f} min",
             "slurm": " ".join(filter(None, (one.slurm_state, one.slurm_reason))),
             "run dir": one.run_dir,

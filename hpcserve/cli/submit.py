@@ -24,6 +24,7 @@ from hpcserve.config.server import ServerConfig
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     model_argument: str | None,
     launcher: str,
     as_json: bool,

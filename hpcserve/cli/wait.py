@@ -35,7 +35,9 @@ def command(job: str, timeout: float | None, quiet: bool) -> None:
             click.echo(f"{one.job_id}: {one.state.value}", err=True)
             shown = one.state
         if one.state is JobState.DEAD:
-            raise JobFailedError(f"job {one.job_id} is dead: {one.cause}; see `hpcserve logs {job}`")
+            raise JobFailedError(
+                f"job {one.job_id} is dead: {one.cause}; see `hpcserve logs {job}`"
+            )
         if one.state is JobState.FINISHED or (one.kind == "serve" and one.state is JobState.READY):
             if not quiet:
                 click.echo(one.url or one.state.value)

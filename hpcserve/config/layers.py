@@ -30,7 +30,9 @@ def overlay(*layers: Mapping[str, Setting]) -> dict[str, Setting]:
     """For every name, the setting of the first layer where it is no default."""
     merged = dict(layers[-1])
     for layer in reversed(layers[:-1]):
-        merged.update({name: s for name, s in layer.items() if not s.is_default or name not in merged})
+        merged.update(
+            {name: s for name, s in layer.items() if not s.is_default or name not in merged}
+        )
     return merged
 
 

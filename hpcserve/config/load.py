@@ -9,7 +9,6 @@ import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,12 +71,16 @@ class Declared:
 def declared_in(configs: Sequence[type[Any]]) -> Iterator[Declared]:
     """Every option of these dataclasses, in order."""
     for config in configs:
-        yield from _declared(config)
+        if config not in _DECLARED:
+            _DECLARED[config] = _read_declarations(config)
+        yield from _DECLARED[config]
 
 
-@cache
-def _declared(config: type[Any]) -> tuple[Declared, ...]:
-    """Reading the types of a dataclass takes a while, and several commands share them."""
+#: Reading the types of a dataclass takes a while, and several commands share them.
+_DECLARED: dict[type[Any], tuple[Declared, ...]] = {}
+
+
+def _read_declarations(config: type[Any]) -> tuple[Declared, ...]:
     types = typing.get_type_hints(config)
     return tuple(
         Declared(

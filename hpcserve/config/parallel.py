@@ -41,7 +41,9 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.node_rank < self.nnodes:
-            raise ConfigError(f"node_rank {self.node_rank} is not in 0..nnodes-1 = {self.nnodes - 1}")
+            raise ConfigError(
+                f"node_rank {self.node_rank} is not in 0..nnodes-1 = {self.nnodes - 1}"
+            )
         if self.nnodes > 1 and self.dist_init_addr is None:
             raise ConfigError(f"nnodes {self.nnodes} needs dist_init_addr, where the nodes meet")
         for name in ("tp_size", "pp_size", "dp_size", "ep_size"):

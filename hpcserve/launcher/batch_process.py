@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hpcserve.errors import ConfigError, SlurmError
+from hpcserve.errors import ConfigError, EngineStartError, SlurmError
 from hpcserve.launcher import deadline, environment, slurm_query
 from hpcserve.launcher.base import JobEnvironment
 from hpcserve.launcher.child import Child, DetachedChild
-from hpcserve.launcher.environment import SIGNALS_REACH_ALL
+from hpcserve.launcher.doctor import examine
+from hpcserve.launcher.doctor.base import FAIL
 from hpcserve.launcher.engine_command import parallel_of, wants_gpus
+from hpcserve.launcher.environment import SIGNALS_REACH_ALL
 from hpcserve.launcher.followup import Chain, FollowUp, NoFollowUp, Requeue
 from hpcserve.launcher.job_dir import JobDir, register
 from hpcserve.launcher.signals import SignalInbox
@@ -22,6 +24,23 @@ from hpcserve.log import get_logger, setup_logging
 log = get_logger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class AllReduce:
+    """`--preflight full`: an all-reduce over the nodes before the engine starts."""
+
+    ifname: str | None
+
+    def __call__(self, here: JobEnvironment) -> None:
+        """Raises EngineStartError that names what failed, and where."""
+        findings = examine.allocation(here, self.ifname, allreduce=True)
+        for one in findings:
+            log.info("%s %s %s: %s", one.level, one.host, one.check, one.found)
+        failed = [one for one in findings if one.level == FAIL]
+        if failed:
+            what = f"{failed[0].host} {failed[0].check}".strip()
+            raise EngineStartError(f"preflight: {what}: {failed[0].found}; {failed[0].fix}")
+
+
 def supervise(
     run_dir: str,
     step: Sequence[str],
@@ -29,6 +48,7 @@ def supervise(
     inbox: SignalInbox,
     *,
     auth: bool,
+    check: AllReduce | None = None,
 ) -> int:
     """Run the job's step under a supervisor; returns the batch script's exit code."""
     here = environment.current()
@@ -43,6 +63,8 @@ def supervise(
         "%s on %d nodes (%s), run directory %s",
         *(options.kind, here.num_nodes, ", ".join(here.hosts), job_dir.path),
     )
+    if check is not None and on_slurm:
+        check(here)
     kill_wait = slurm_query.setting("KillWait", 30.0) if on_slurm else 3600.0
     return Supervisor(
         job_dir=job_dir,

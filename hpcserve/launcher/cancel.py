@@ -31,7 +31,5 @@ def _later_ids(ref: JobRef) -> list[str]:
 
 def _active(job_id: str, known: dict[str, slurm_query.SlurmJobInfo]) -> bool:
     return any(
-        info.active
-        for one, info in known.items()
-        if one == job_id or one.startswith(f"{job_id}_")
+        info.active for one, info in known.items() if one == job_id or one.startswith(f"{job_id}_")
     )

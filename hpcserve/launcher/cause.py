@@ -45,7 +45,9 @@ _PATTERNS = (
     ),
 )
 _CANCELLED = re.compile(r"STEP \S+ ON \S+ CANCELLED AT|JOB \d+ ON \S+ CANCELLED AT")
-_ERROR = re.compile(r"^(\w+\.)*\w*(Error|Exception|Exit|Interrupt)\b|\berror:|\bERROR\b|\bFATAL\b|\bfatal\b")
+_ERROR = re.compile(
+    r"^(\w+\.)*\w*(Error|Exception|Exit|Interrupt)\b|\berror:|\bERROR\b|\bFATAL\b|\bfatal\b"
+)
 #: Slurm's own words about ending steps say nothing of the cause.
 _NOISE = re.compile(
     r"^(srun|slurmstepd\S*): .*(STEP|launch/slurm|Terminating|forcing job|Job step aborted|"

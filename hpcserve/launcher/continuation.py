@@ -18,9 +18,7 @@ class Decision:
     reason: str
 
 
-def decide(
-    policy: str, kind: str, *, restarts: int, max_restarts: int, progress: bool
-) -> Decision:
+def decide(policy: str, kind: str, *, restarts: int, max_restarts: int, progress: bool) -> Decision:
     """policy: requeue, chain or none.  kind: the cause's word.  restarts: so far, over all runs.
 
     progress: since it last started, a server became ready, or a batch run finished rows.
@@ -32,7 +30,9 @@ def decide(
     if kind not in _FROM_OUTSIDE:
         return Decision(False, f"a job that ended by {kind} is not started again")
     if restarts >= max_restarts:
-        return Decision(False, f"restarted {restarts} times already (--max-restarts {max_restarts})")
+        return Decision(
+            False, f"restarted {restarts} times already (--max-restarts {max_restarts})"
+        )
     if not progress and kind != cause.NODE_FAILURE:
         return Decision(False, "it made no progress since its last start")
     return Decision(True, f"{policy} after {kind} (restart {restarts + 1} of {max_restarts})")

@@ -41,8 +41,9 @@ def parallel_of(arguments: Sequence[str]) -> ParallelConfig:
         flag: declared.name
         for declared, its_option in options_of(ParallelConfig)
         for flag in its_option.flags
+        if declared.name in ("tp_size", "pp_size", "dp_size", "ep_size")
     }
-    values: dict[str, int] = {}
+    values: dict[str, Any] = {}
     words = iter(arguments)
     for word in words:
         flag, equals, value = word.partition("=")

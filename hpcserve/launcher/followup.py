@@ -99,7 +99,9 @@ class Chain(FollowUp):
         try:
             slurm_query.command("scancel", self._job_id)
         except SlurmError as error:
-            log.warning("follow-up job %s stays queued, and will end at once: %s", self._job_id, error)
+            log.warning(
+                "follow-up job %s stays queued, and will end at once: %s", self._job_id, error
+            )
 
     def _submit(self, exclude: Sequence[str]) -> None:
         job_id, _, task = self._environment.job_id.partition("_")
@@ -117,7 +119,9 @@ class Chain(FollowUp):
     def _script(self, job_id: str) -> Path:
         """The script of this job; SLURM keeps a copy of those that were submitted by hand."""
         if not self._job_dir.script.is_file():
-            slurm_query.command("scontrol", "write", "batch_script", job_id, str(self._job_dir.script))
+            slurm_query.command(
+                "scontrol", "write", "batch_script", job_id, str(self._job_dir.script)
+            )
         return self._job_dir.script
 
 

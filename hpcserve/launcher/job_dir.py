@@ -1,17 +1,17 @@
 """Every file that a job leaves, and nothing else knows their names.
 
-    job.json         what was asked for, and where each value came from
-    script.sbatch    the batch script
-    api_key          the clients' key, mode 0600
-    state.json       the supervisor's word: state, cause of death, heartbeat
-    endpoint.json    where the server answers
-    events.jsonl     every change of state, over all runs of the job
-    control.json     what the supervisor asks of the nodes: to drain
-    rendezvous.json  the head's address and port, published once the port is bound
-    server.json      host and port of the HTTP server, published once they are bound
-    nodes/rank-R.json   who runs there, and its heartbeat
-    logs/job.log     the batch script's output;  logs/rank-R.log  each node's
-    tasks/K/         the same again for task K of a job array
+job.json         what was asked for, and where each value came from
+script.sbatch    the batch script
+api_key          the clients' key, mode 0600
+state.json       the supervisor's word: state, cause of death, heartbeat
+endpoint.json    where the server answers
+events.jsonl     every change of state, over all runs of the job
+control.json     what the supervisor asks of the nodes: to drain
+rendezvous.json  the head's address and port, published once the port is bound
+server.json      host and port of the HTTP server, published once they are bound
+nodes/rank-R.json   who runs there, and its heartbeat
+logs/job.log     the batch script's output;  logs/rank-R.log  each node's
+tasks/K/         the same again for task K of a job array
 """
 
 from __future__ import annotations

@@ -46,7 +46,9 @@ def infer_layout(
         tp = _missing_tp(pp or 1, dp or 1, nodes, gpus_per_node)
     tp, pp, dp = tp or 1, pp or 1, dp or 1
     world = tp * pp * dp
-    nodes, per_node = _spread(world, nodes, gpus_per_node or None, node_gpus, f"tp {tp} x pp {pp} x dp {dp}")
+    nodes, per_node = _spread(
+        world, nodes, gpus_per_node or None, node_gpus, f"tp {tp} x pp {pp} x dp {dp}"
+    )
     if on_gpus and node_gpus is not None and per_node > node_gpus:
         fitting = [n for n in divisors(world) if world // n <= node_gpus]
         raise ConfigError(

@@ -7,6 +7,7 @@ import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from submitit.local.local import LocalExecutor
 
@@ -30,7 +31,7 @@ class LocalLauncher(Launcher):
         executor = LocalExecutor(run_dir / "submitit")
         executor.update_parameters(timeout_min=_NO_LIMIT_MIN, gpus_per_node=0)
         with _deaf_to_the_terminal():
-            job = executor._submit_command(f"bash {shlex.quote(str(job_dir.script))}")
+            job: Any = executor._submit_command(f"bash {shlex.quote(str(job_dir.script))}")
         return f"{local_job.PREFIX}{job.job_id}"
 
     def cancel(self, job_id: str) -> None:

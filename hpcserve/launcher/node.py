@@ -19,6 +19,8 @@ from hpcserve.config.cluster import ClusterConfig
 from hpcserve.errors import ConfigError, EngineStartError, FabricError, OutputError
 from hpcserve.launcher import engine_command, network, rendezvous
 from hpcserve.launcher.base import JobEnvironment
+from hpcserve.launcher.doctor.base import FAIL, PASS
+from hpcserve.launcher.doctor.examine import node_findings
 from hpcserve.launcher.environment import SIGNALS_REACH_ALL, gpus_on_node
 from hpcserve.launcher.fabric import _select as fabrics
 from hpcserve.launcher.fabric.base import Setting, interface_settings, not_yet_set, required_net
@@ -80,6 +82,7 @@ class Node:
     def run(self, arguments: Sequence[str]) -> int:
         self._show_life()
         self._check_gpus(arguments)
+        self._preflight()
         ifname, address = network.own_address(self._facts, self._cluster.ifname)
         settings = self._settings(ifname)
         meet, listener = self._meet(address)
@@ -105,6 +108,21 @@ class Node:
                 f"node {self._environment.node_name} (rank {self._environment.rank}) has {gpus} "
                 f"GPUs, but {world} ranks on {nodes} nodes need {world / nodes:g} on each; "
                 "ask for --gpus-per-node, not for --gpus"
+            )
+
+    def _preflight(self) -> None:
+        """What is broken on this node is said now, not after the weights have been read."""
+        if self._options.preflight == "off":
+            return
+        findings = [one for one in node_findings() if one.level != PASS]
+        for one in findings:
+            log.warning("%s %s: %s; %s", one.level, one.check, one.found, one.fix)
+        failed = [one for one in findings if one.level == FAIL]
+        if failed:
+            name = self._environment.node_name
+            raise EngineStartError(
+                f"node {name} is not fit: {failed[0].check}: {failed[0].found}; {failed[0].fix} "
+                "(--preflight off starts all the same)"
             )
 
     def _settings(self, ifname: str) -> list[Setting]:

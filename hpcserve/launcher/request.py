@@ -148,4 +148,6 @@ def existing_paths(*names: str | None) -> list[Path]:
 
 
 def _python(cluster: ClusterConfig) -> str:
-    return str(Path(cluster.venv).expanduser() / "bin" / "python") if cluster.venv else sys.executable
+    return (
+        str(Path(cluster.venv).expanduser() / "bin" / "python") if cluster.venv else sys.executable
+    )

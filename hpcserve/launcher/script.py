@@ -39,7 +39,8 @@ def render_script(request: JobRequest, *, local: bool = False) -> str:
     local: for this machine, without SLURM; nothing but `srun` and the `#SBATCH` lines differ.
     """
     runtime = runtimes.choose(request.cluster.container_runtime, request.cluster.container)
-    variables = [Variable(*pair.split("=", 1), "--env") for pair in request.cluster.env]
+    pairs = [pair.partition("=") for pair in request.cluster.env]
+    variables = [Variable(name, value, "--env") for name, _, value in pairs]
     defaults = _defaults(request)
     spec = ContainerSpec(
         image=request.cluster.container or "",
@@ -117,7 +118,9 @@ def directives(request: JobRequest) -> list[Line]:
     ]
     if request.job.replicas > 1:
         lines.append(Line(f"--array=0-{request.job.replicas - 1}", "--replicas"))
-    return lines + [Line(_extra(key), request.settings["sbatch"].origin) for key in request.slurm.sbatch]
+    return lines + [
+        Line(_extra(key), request.settings["sbatch"].origin) for key in request.slurm.sbatch
+    ]
 
 
 def _fill_in(request: JobRequest, values: dict[str, Any], origins: dict[str, str]) -> None:
@@ -194,7 +197,9 @@ def _node_words(request: JobRequest, *, in_container: bool) -> list[list[str]]:
     words = [[*python, "node", "--run-dir", '"$HPCSERVE_RUN_DIR"']]
     if request.kind != "serve":
         words.append(["--verb", request.kind])
-    words.append(["--fabric", cluster.fabric, *(["--require-fabric"] if cluster.require_fabric else [])])
+    words.append(
+        ["--fabric", cluster.fabric, *(["--require-fabric"] if cluster.require_fabric else [])]
+    )
     for flag, value in (("--ifname", cluster.ifname), ("--ib-hca", cluster.ib_hca)):
         words += [[flag, quote(value)]] if value else []
     words.append(["--drain", f"{request.job.drain_s:g}", "--preflight", request.job.preflight])
@@ -223,6 +228,9 @@ def _supervisor_words(request: JobRequest) -> list[list[str]]:
     words.append(["--rank-timeout", f"{job.rank_timeout_s:g}"])
     if not job.auth:
         words.append(["--no-auth"])
+    if job.preflight == "full":
+        ifname = request.cluster.ifname
+        words.append(["--all-reduce", *(["--ifname", quote(ifname)] if ifname else [])])
     return words
 
 

@@ -43,7 +43,11 @@ def describe_site() -> str:
         lines += ["gpu-request: none", "device: cpu"]
     lines.append("fabric: auto")
     lines += [f"# found here: {name}" for name in _container_runtimes()]
-    lines += ["# account: ...", "# container: /shared/images/hpcserve.sqsh", "# cache-dir: /scratch/..."]
+    lines += [
+        "# account: ...",
+        "# container: /shared/images/hpcserve.sqsh",
+        "# cache-dir: /scratch/...",
+    ]
     return "\n".join(lines) + "\n"
 
 

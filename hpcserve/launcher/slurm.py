@@ -19,7 +19,7 @@ from hpcserve.launcher.followup import parse_job_id
 from hpcserve.launcher.job_dir import JobDir
 
 
-class QueueWatcher(SlurmInfoWatcher):  # type: ignore[misc]
+class QueueWatcher(SlurmInfoWatcher):
     """States by `squeue`: submitit asks `sacct` alone, which many sites do not run."""
 
     def _make_command(self) -> list[str] | None:
@@ -34,13 +34,13 @@ class QueueWatcher(SlurmInfoWatcher):  # type: ignore[misc]
         return {job_id: {"JobID": job_id, "State": state} for job_id, _, state in rows}
 
 
-class TemplateJob(SlurmJob):  # type: ignore[misc]
+class TemplateJob(SlurmJob[Any]):
     """submitit's handle of a job: `cancel()`, `state`, `done()`, `job_id`. It has no result."""
 
     watcher = QueueWatcher(delay_s=60)
 
 
-class TemplateExecutor(SlurmExecutor):  # type: ignore[misc]
+class TemplateExecutor(SlurmExecutor):
     """Submits a given script instead of one of submitit's, without pickles.
 
     A pickle would bind the nodes' Python to the login node's, and scripts that are submitted by

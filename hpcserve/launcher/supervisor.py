@@ -92,7 +92,9 @@ class Supervisor:
         self._clear_former_run()
         self._log_starts = {path: _size(path) for path in self._logs()}
         self.job_dir.record(
-            event="started", job_id=self.environment.job_id, incarnation=self.environment.incarnation
+            event="started",
+            job_id=self.environment.job_id,
+            incarnation=self.environment.incarnation,
         )
         self._publish_state(JobState.STARTING)
         self.followup.prepare()
@@ -129,7 +131,9 @@ class Supervisor:
     def _on_signal(self, number: signal.Signals) -> None:
         if number in STOP:
             left = self.options.kill_wait_s - 3.0
-            self._begin_drain(self._cause or self._why_stopped(number), min(left, self.options.drain_s))
+            self._begin_drain(
+                self._cause or self._why_stopped(number), min(left, self.options.drain_s)
+            )
         else:
             warned = f"{number.name}, the early warning"
             self._begin_drain(Cause(causes.TIME_LIMIT, warned), self.options.drain_s)
@@ -161,7 +165,9 @@ class Supervisor:
         lost = self._liveness.lost()
         if not lost or self._drain_ends is not None:
             return
-        names = ", ".join(f"node {host} (rank {rank}, silent for {s:.0f} s)" for rank, host, s in lost)
+        names = ", ".join(
+            f"node {host} (rank {rank}, silent for {s:.0f} s)" for rank, host, s in lost
+        )
         self._cause = Cause(causes.NODE_FAILURE, f"no sign of life from {names}")
         self._exclude = [self.environment.hosts[rank] for rank, _, _ in lost if rank]
         log.error("%s", self._cause)
@@ -336,12 +342,14 @@ class Supervisor:
         self._safely(lambda: write_json(self.job_dir.state, content))
         self._safely(self._publish_endpoint)
         if changed:
-            told = {k: content[k] for k in ("state", "incarnation", "cause", "exit_code", "message")}
+            told = {
+                k: content[k] for k in ("state", "incarnation", "cause", "exit_code", "message")
+            }
             self._safely(lambda: self.job_dir.record(event="state", **told))
 
     def _publish_endpoint(self) -> None:
-        server = self._server() if self._ready_since is not None else None
-        if server is None:
+        server = self._server()
+        if server is None or self._ready_since is None:
             return
         write_json(
             self.job_dir.endpoint,

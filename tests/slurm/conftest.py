@@ -164,14 +164,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[mini_slurm.Min
 @pytest.fixture
 def site(cluster: mini_slurm.MiniSlurm, tmp_path: Path) -> Iterator[Site]:
     (tmp_path / "cluster.yaml").write_text(
-        "gpu-request: none\ndevice: cpu\nifname: lo\nrank-timeout: 6\n"
-        f"engine-command: {ENGINE}\n"
+        f"gpu-request: none\ndevice: cpu\nifname: lo\nrank-timeout: 6\nengine-command: {ENGINE}\n"
     )
     yield Site(cluster, tmp_path)
     cluster.run("scancel", "--user", "root", check=False)
-    eventually(
-        lambda: not cluster.run("squeue", "-h", check=False).strip(), "an empty queue", 40.0
-    )
+    eventually(lambda: not cluster.run("squeue", "-h", check=False).strip(), "an empty queue", 40.0)
 
 
 @pytest.fixture

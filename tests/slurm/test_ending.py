@@ -137,11 +137,18 @@ def test_time_limit_is_known_and_drained_before(site, nothing_left):
 
 
 def test_preempted_job_comes_back(site, nothing_left):
-    job = site.submit("--continue-with", "requeue", "--sbatch", "exclusive", "--nodes", "3", "--tp", "3")
+    job = site.submit(
+        "--continue-with", "requeue", "--sbatch", "exclusive", "--nodes", "3", "--tp", "3"
+    )
     job.wait()
     site.slurm.run(
-        "sbatch", "--partition=urgent", "--nodes=3", "--exclusive", "--time=1",
-        "--output=/dev/null", "--wrap=sleep 3",
+        "sbatch",
+        "--partition=urgent",
+        "--nodes=3",
+        "--exclusive",
+        "--time=1",
+        "--output=/dev/null",
+        "--wrap=sleep 3",
     )
     job.until("draining", "pending", timeout=30)
     site.slurm.release(job.job_id)

@@ -65,9 +65,7 @@ def kill_node(site, job, rank, name):
 
 
 def test_lost_node_is_named_and_left_out_of_the_next_run(site, nothing_left):
-    job = site.submit(
-        "--nodes", "2", "--tp", "2", "--nodelist", "n1", "--continue-with", "requeue"
-    )
+    job = site.submit("--nodes", "2", "--tp", "2", "--nodelist", "n1", "--continue-with", "requeue")
     job.wait()
     lost = job.status()["nodes"][1]
     kill_node(site, job, 1, lost)
@@ -106,14 +104,25 @@ def test_batch_run_goes_on_after_a_requeue_until_its_file_is_done(site, nothing_
     worker = site.home / "worker.sh"
     # A batch engine that stops early twice (75: running it again goes on), then is done.
     worker.write_text(
-        f'#!/bin/bash\necho step >> {steps}\n[[ $(wc -l < {steps}) -ge 3 ]] && exit 0\nexit 75\n'
+        f"#!/bin/bash\necho step >> {steps}\n[[ $(wc -l < {steps}) -ge 3 ]] && exit 0\nexit 75\n"
     )
     rows = site.home / "rows in.jsonl"
     rows.write_text('{"prompt": "hello"}\n')
     done = site.hpc(
-        "batch", str(rows), "-o", str(site.home / "out.jsonl"), "--launcher", "slurm",
-        "--continue-with", "requeue", "--engine-command", f"bash {worker}", "--time", "10",
-        "--model", "/tmp",
+        "batch",
+        str(rows),
+        "-o",
+        str(site.home / "out.jsonl"),
+        "--launcher",
+        "slurm",
+        "--continue-with",
+        "requeue",
+        "--engine-command",
+        f"bash {worker}",
+        "--time",
+        "10",
+        "--model",
+        "/tmp",
     )
     job_id = done.stdout.split()[1]
     for _ in range(2):

@@ -23,8 +23,15 @@ def test_submit_wait_ask_and_cancel_on_two_nodes(site, nothing_left):
     assert endpoint["restart_count"] == 0
     exported = job.hpc("endpoint", "--env").stdout
     done = subprocess.run(
-        ["bash", "-c", f'{exported}curl -sf -H "Authorization: Bearer $OPENAI_API_KEY" '
-         '"$OPENAI_BASE_URL/models"'], capture_output=True, text=True, check=True,
+        [
+            "bash",
+            "-c",
+            f'{exported}curl -sf -H "Authorization: Bearer $OPENAI_API_KEY" '
+            '"$OPENAI_BASE_URL/models"',
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "fake" in done.stdout
     listed = json.loads(site.hpc("ps", "--json").stdout)
@@ -84,12 +91,29 @@ def test_plain_sbatch_with_the_shipped_script(site, tmp_path):
     command.parent.mkdir()
     command.write_text(f'#!/bin/bash\nexec {os.sys.executable} -m hpcserve "$@"\n')
     command.chmod(0o755)
-    env = site.env(HPCSERVE_ENGINE_COMMAND=f"{os.sys.executable} -m hpcserve.launcher.testing.fake_server")
+    env = site.env(
+        HPCSERVE_ENGINE_COMMAND=f"{os.sys.executable} -m hpcserve.launcher.testing.fake_server"
+    )
     env = {**env, "HPCSERVE_IFNAME": "lo", "PATH": f"{command.parent}:{env['PATH']}"}
     done = subprocess.run(
-        ["sbatch", "--parsable", "--time=5", "--gpus-per-node=8", ROOT / "sbatch/serve.sbatch",
-         "--model", "a b's $x", "--tp", "16", "--host", "127.0.0.1"],
-        env=env, cwd=tmp_path, capture_output=True, text=True, check=True,
+        [
+            "sbatch",
+            "--parsable",
+            "--time=5",
+            "--gpus-per-node=8",
+            ROOT / "sbatch/serve.sbatch",
+            "--model",
+            "a b's $x",
+            "--tp",
+            "16",
+            "--host",
+            "127.0.0.1",
+        ],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     job_id = done.stdout.strip()
     deadline = time.monotonic() + 20
@@ -103,12 +127,12 @@ def test_plain_sbatch_with_the_shipped_script(site, tmp_path):
 
 
 def test_names_with_spaces_quotes_and_dollars_survive(site):
-    model = site.home / "it's a \"model\" $HOME"
+    model = site.home / 'it\'s a "model" $HOME'
     model.mkdir()
-    job = site.submit("-J", "it's \"$HOME\"", "--comment", "a $b 'c'", model=str(model))
+    job = site.submit("-J", 'it\'s "$HOME"', "--comment", "a $b 'c'", model=str(model))
     job.wait()
     assert str(model) in job.hpc("logs", "--rank", "0").stdout
-    assert job.status()["name"] == "it's \"$HOME\""
+    assert job.status()["name"] == 'it\'s "$HOME"'
     assert "Comment=a $b 'c'" in site.slurm.run("scontrol", "show", "job", job.job_id)
 
 

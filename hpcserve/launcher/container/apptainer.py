@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from hpcserve.launcher.container.base import ContainerRuntime, ContainerSpec, image_kind
 from hpcserve.launcher.template import quote
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from hpcserve.launcher.container.base import ContainerRuntime, ContainerSpec
 from hpcserve.launcher.template import quote
 

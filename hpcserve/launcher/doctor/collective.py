@@ -41,7 +41,7 @@ def run(folder: Path, here: JobEnvironment, ifname: str | None) -> dict[str, obj
     else:
         meet = rendezvous.wait_for(job_dir, here, TIMEOUT_S)
         descriptor = None
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         meet.address,
         meet.port,
         here.num_nodes,

@@ -42,7 +42,9 @@ def here() -> list[Finding]:
     return [*slurm.check(), *node_findings()]
 
 
-def allocation(environment: JobEnvironment, ifname: str | None, *, allreduce: bool) -> list[Finding]:
+def allocation(
+    environment: JobEnvironment, ifname: str | None, *, allreduce: bool
+) -> list[Finding]:
     """Every node of the allocation that we are in, through `srun --overlap`."""
     reports = _step(environment, "node", None)
     if isinstance(reports, Finding):
@@ -64,7 +66,9 @@ def _all_reduce(environment: JobEnvironment, ifname: str | None) -> list[Finding
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix="doctor-") as folder:
         measured = _step(environment, "allreduce", ifname, folder)
-        done = {json.loads(one.read_text())["host"] for one in Path(folder).glob("allreduce-*.json")}
+        done = {
+            json.loads(one.read_text())["host"] for one in Path(folder).glob("allreduce-*.json")
+        }
     if isinstance(measured, Finding):
         absent = ", ".join(sorted(set(environment.hosts) - done)) or "every node got through"
         return [Finding(FAIL, "all-reduce", f"{measured.found}; without a result: {absent}", _FIX)]

@@ -72,12 +72,18 @@ def _links(count: int) -> list[Finding]:
     if count < 2:
         return []
     done = subprocess.run(
-        ["nvidia-smi", "nvlink", "--status"], capture_output=True, text=True, timeout=30, check=False
+        ["nvidia-smi", "nvlink", "--status"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     active = done.stdout.count("GB/s")
     if done.returncode or not active:
         return [Finding(WARN, "NVLink", "none seen", "tensor parallelism will go over PCIe")]
     inactive = done.stdout.count("inactive")
     if inactive:
-        return [Finding(FAIL, "NVLink", f"{inactive} links are down, {active} up", "drain the node")]
+        return [
+            Finding(FAIL, "NVLink", f"{inactive} links are down, {active} up", "drain the node")
+        ]
     return [Finding(PASS, "NVLink", f"{active} links up")]

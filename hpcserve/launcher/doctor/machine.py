@@ -41,7 +41,9 @@ def _space(what: str, path: Path, gib: int, variable: str) -> Finding:
 def _shared_memory() -> Finding:
     path = Path("/dev/shm")
     if not path.is_dir():
-        return Finding(FAIL, "shared memory", "there is no /dev/shm", "start containers with --ipc=host")
+        return Finding(
+            FAIL, "shared memory", "there is no /dev/shm", "start containers with --ipc=host"
+        )
     free = shutil.disk_usage(path).free
     if free < GIB:
         fix = "containers: --ipc=host or --shm-size=16g; NCCL needs it between the GPUs of a node"

@@ -16,7 +16,9 @@ class Slingshot(Fabric):
 
     def settings(self, *, ib_hca: str | None) -> list[Setting]:
         return [
-            Setting("NCCL_NET_GDR_LEVEL", "PHB", "let the NIC read GPU memory across the host bridge"),
+            Setting(
+                "NCCL_NET_GDR_LEVEL", "PHB", "let the NIC read GPU memory across the host bridge"
+            ),
             Setting("FI_CXI_DISABLE_HOST_REGISTER", "1", "avoids a deadlock of cxi with CUDA"),
             Setting("FI_MR_CACHE_MONITOR", "userfaultfd", "the default monitor breaks with NCCL"),
             Setting("FI_CXI_DEFAULT_CQ_SIZE", "131072", "the default queue overflows at scale"),

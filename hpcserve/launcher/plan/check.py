@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hpcserve.errors import ConfigError, ModelNotFoundError
 from hpcserve.launcher.layout import USUAL_NODE_GPUS
 from hpcserve.launcher.plan.estimate import estimate
@@ -26,7 +28,7 @@ def refuse_what_cannot_fit(request: JobRequest) -> None:
     except ModelNotFoundError:
         return
     layout, config = request.layout, request.engine
-    options = {
+    options: dict[str, Any] = {
         "context": config.model.context_length,
         "mem_fraction": config.cache.mem_fraction_static,
         "max_batched_tokens": config.scheduler.chunked_prefill_size,

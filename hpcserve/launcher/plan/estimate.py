@@ -64,7 +64,9 @@ def estimate(
     weights = shape.weights_bytes(tp, pp)
     activation = _activation_bytes(shape, tp, max_batched_tokens, max_num_seqs)
     graphs = int(GRAPH_COPIES * max_num_seqs * shape.hidden_size * 16 + 0.2 * GIB)
-    fixed = weights + activation + graphs + CONTEXT_BYTES + (COMMUNICATION_BYTES if tp * pp > 1 else 0)
+    fixed = (
+        weights + activation + graphs + CONTEXT_BYTES + (COMMUNICATION_BYTES if tp * pp > 1 else 0)
+    )
     free = int(gpu.memory_bytes * mem_fraction - fixed)
     per_token = shape.kv_bytes_per_token(tp, pp)
     tokens = max(0, int(free // per_token))
@@ -110,9 +112,7 @@ def _decode_s(
     if tp > 1:
         kind = "node" if tp <= node_gpus else "network"
         size = batch * shape.hidden_size * 2
-        step += (
-            2 * shape.num_layers / pp * (LATENCY_S[kind] + 2 * size / gpu.link_bytes_s)
-        )
+        step += 2 * shape.num_layers / pp * (LATENCY_S[kind] + 2 * size / gpu.link_bytes_s)
     return step * pp
 
 

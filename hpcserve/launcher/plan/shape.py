@@ -81,7 +81,9 @@ def shape_of(raw: Mapping[str, Any], dtype: str = "auto") -> ModelShape:
     kv_heads = raw.get("num_key_value_heads") or heads
     head_dim = raw.get("head_dim") or hidden // heads
     is_mla = bool(raw.get("kv_lora_rank"))
-    per_layer = _mla(raw, hidden, heads) if is_mla else _attention(raw, hidden, heads, kv_heads, head_dim)
+    per_layer = (
+        _mla(raw, hidden, heads) if is_mla else _attention(raw, hidden, heads, kv_heads, head_dim)
+    )
     moe_layers, num_experts = _moe_layers(raw, layers)
     expert = 3 * hidden * (raw.get("moe_intermediate_size") or raw.get("intermediate_size") or 0)
     per_token = raw.get("num_experts_per_tok") or 1
@@ -152,7 +154,9 @@ def _moe_layers(raw: Mapping[str, Any], layers: int) -> tuple[int, int]:
 def _shared_experts(raw: Mapping[str, Any], hidden: int) -> int:
     if raw.get("shared_expert_intermediate_size"):  # Qwen2-MoE, with a gate
         return int(3 * hidden * raw["shared_expert_intermediate_size"] + hidden)
-    return int(3 * hidden * raw.get("moe_intermediate_size", 0) * (raw.get("n_shared_experts") or 0))
+    return int(
+        3 * hidden * raw.get("moe_intermediate_size", 0) * (raw.get("n_shared_experts") or 0)
+    )
 
 
 def _quantized(raw: Mapping[str, Any]) -> float | None:

@@ -26,9 +26,7 @@ def suggest(
     per_replica = replica.tp * replica.pp
     total = (nodes or -(-per_replica // node_gpus)) * node_gpus
     dp = total // per_replica
-    return estimate(
-        shape, gpu, tp=replica.tp, pp=replica.pp, dp=dp, node_gpus=node_gpus, **options
-    )
+    return estimate(shape, gpu, tp=replica.tp, pp=replica.pp, dp=dp, node_gpus=node_gpus, **options)
 
 
 def _smallest_replica(
@@ -45,7 +43,7 @@ def _smallest_replica(
         if any(one.concurrency >= GOOD_CONCURRENCY for one in fitting):
             break
     good = [one for one in fitting if one.concurrency >= GOOD_CONCURRENCY]
-    return (good or fitting[-1:] or [None])[0]
+    return next(iter(good or fitting[-1:]), None)
 
 
 def expert_parallel(shape: ModelShape, tp: int) -> int:

@@ -93,6 +93,7 @@ class Handler(BaseHTTPRequestHandler):
 def main(arguments: list[str]) -> int:
     rank = option(arguments, "--node-rank", "0")
     asked = behaviour(rank)
+
     def on_term(_number: int, _frame: FrameType | None) -> None:
         Handler.draining = True
 
@@ -128,7 +129,7 @@ class Server(ThreadingHTTPServer):
     def server_bind(self) -> None:
         # http.server would look its own name up, which can take half a minute.
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
 
 def serve(arguments: list[str]) -> int:

@@ -34,7 +34,11 @@ class FakeSlurm:
         """From now on `name` prints this and exits with `code`."""
         script = self.folder / name
         text = _SCRIPT.format(
-            calls=str(self._calls), env=str(self._env), name=name, stdout=stdout, stderr=stderr,
+            calls=str(self._calls),
+            env=str(self._env),
+            name=name,
+            stdout=stdout,
+            stderr=stderr,
             code=code,
         )
         script.write_text(text, encoding="utf-8")

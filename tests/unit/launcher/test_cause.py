@@ -9,15 +9,34 @@ from hpcserve.launcher.continuation import decide
 @pytest.mark.parametrize(
     ("lines", "kind"),
     [
-        (["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"], cause.OUT_OF_MEMORY),
+        (
+            ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"],
+            cause.OUT_OF_MEMORY,
+        ),
         (["slurmstepd: error: Detected 1 oom_kill event in StepId=5.0"], cause.OUT_OF_MEMORY),
-        (["slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT X DUE TO TIME LIMIT ***"], cause.TIME_LIMIT),
-        (["slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT X DUE TO PREEMPTION ***"], cause.PREEMPTED),
+        (
+            ["slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT X DUE TO TIME LIMIT ***"],
+            cause.TIME_LIMIT,
+        ),
+        (
+            ["slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT X DUE TO PREEMPTION ***"],
+            cause.PREEMPTED,
+        ),
         (["srun: error: Node failure on n2"], cause.NODE_FAILURE),
         (["[rank3]: Watchdog caught collective operation timeout: WorkNCCL"], cause.NCCL_TIMEOUT),
         (["RuntimeError: NCCL error: ncclRemoteError: remote process exited"], cause.NCCL_TIMEOUT),
-        (["RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer"], cause.NCCL_TIMEOUT),
-        (["I like memory", "ValueError: shard 3 is corrupt", "srun: error: n1: task 0: Exited with exit code 1"], cause.CRASHED),
+        (
+            ["RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer"],
+            cause.NCCL_TIMEOUT,
+        ),
+        (
+            [
+                "I like memory",
+                "ValueError: shard 3 is corrupt",
+                "srun: error: n1: task 0: Exited with exit code 1",
+            ],
+            cause.CRASHED,
+        ),
     ],
 )
 def test_logs_tell_the_cause(lines, kind):

@@ -10,7 +10,9 @@ from hpcserve.launcher.layout import infer_layout
 
 def layout(**given):
     names = ("tp", "pp", "dp", "nodes", "gpus_per_node", "node_gpus")
-    return infer_layout(**{name: given.get(name) for name in names}, on_gpus=given.get("on_gpus", True))
+    return infer_layout(
+        **{name: given.get(name) for name in names}, on_gpus=given.get("on_gpus", True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,7 +37,10 @@ def test_the_missing_factor_is_inferred(given, nodes, per_node, tp):
     ("given", "words"),
     [
         ({"tp": 16, "nodes": 3}, ["16 GPUs", "3 nodes", "1, 2, 4, 8, 16"]),
-        ({"tp": 16, "nodes": 2, "gpus_per_node": 4}, ["= 16 GPUs", "2 nodes x 4 GPUs = 8", "--tp 8"]),
+        (
+            {"tp": 16, "nodes": 2, "gpus_per_node": 4},
+            ["= 16 GPUs", "2 nodes x 4 GPUs = 8", "--tp 8"],
+        ),
         ({"tp": 16, "nodes": 1, "node_gpus": 8}, ["needs 16", "have 8", "2, 4, 8, 16"]),
         ({"tp": 6, "gpus_per_node": 4}, ["= 6 GPUs", "nodes of 4", "1, 2, 3, 6"]),
         ({"pp": 3, "nodes": 2, "gpus_per_node": 8}, ["16", "pp 3"]),

@@ -98,7 +98,14 @@ def test_what_the_user_exported_is_kept():
 
 
 def test_obsolete_variables_are_never_set():
-    never = {"RDMAV_FORK_SAFE", "FI_PROVIDER", "NCCL_PROTO", "NCCL_ALGO", "LD_PRELOAD", "NCCL_BUFFSIZE"}
+    never = {
+        "RDMAV_FORK_SAFE",
+        "FI_PROVIDER",
+        "NCCL_PROTO",
+        "NCCL_ALGO",
+        "LD_PRELOAD",
+        "NCCL_BUFFSIZE",
+    }
     for name in fabrics.ORDER:
         settings = fabrics.static_settings(name, require=True, ib_hca="mlx5_0")
         assert not never & {one.name for one in settings}

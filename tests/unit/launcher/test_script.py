@@ -76,7 +76,7 @@ def test_no_record_is_left_over():
 
 def test_scripts_pass_bash(tmp_path):
     hostile = request_for(
-        model="it's a \"model\" $HOME `id`",
+        model='it\'s a "model" $HOME `id`',
         job_name="a 'b' \"c\" $d",
         comment="100% $x",
         run_dir="/shared/it's 100% $x",
@@ -106,7 +106,7 @@ def test_hostile_names_reach_the_commands_as_they_are(tmp_path):
 
     request = dataclasses.replace(
         request_for(
-            model="it's a \"model\" $HOME `id` \\x",
+            model='it\'s a "model" $HOME `id` \\x',
             run_dir=str(tmp_path / "100% it's"),
             chat_template="a;b&c|d>e",
         ),
@@ -116,7 +116,7 @@ def test_hostile_names_reach_the_commands_as_they_are(tmp_path):
     path.write_text(render_script(request))
     done = subprocess.run(["bash", path], capture_output=True, text=True, check=True)
     words = done.stdout.splitlines()
-    assert "<it's a \"model\" $HOME `id` \\x>" in words
+    assert '<it\'s a "model" $HOME `id` \\x>' in words
     assert "<a;b&c|d>e>" in words
     assert f"<--output={tmp_path}/100%% it's/logs/rank-%t.log>" in words
     assert words.count("<--run-dir>") == 2

@@ -114,7 +114,14 @@ def test_mistakes_are_refused_with_the_fix(slurm, words, said):
 
 def test_engine_options_in_both_dialects(slurm):
     for words in (
-        ["--tensor-parallel-size", "2", "--max-model-len", "512", "--gpu-memory-utilization", "0.5"],
+        [
+            "--tensor-parallel-size",
+            "2",
+            "--max-model-len",
+            "512",
+            "--gpu-memory-utilization",
+            "0.5",
+        ],
         ["--tp-size", "2", "--context-length", "512", "--mem-fraction-static", "0.5"],
     ):
         text = run("render", "submit", "org/model", *words).stdout
@@ -131,9 +138,15 @@ def test_submit_refuses_what_cannot_fit(slurm, tmp_path):
 
 
 LLAMA_70B = {
-    "model_type": "llama", "hidden_size": 8192, "num_hidden_layers": 80, "vocab_size": 128256,
-    "num_attention_heads": 64, "num_key_value_heads": 8, "intermediate_size": 28672,
-    "max_position_embeddings": 131072, "torch_dtype": "bfloat16",
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "num_hidden_layers": 80,
+    "vocab_size": 128256,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "intermediate_size": 28672,
+    "max_position_embeddings": 131072,
+    "torch_dtype": "bfloat16",
 }
 
 
@@ -150,10 +163,16 @@ def test_no_id_is_an_error():
 
 
 def write_state(job_dir, **values):
-    base = {"state": "ready", "job_id": "4711", "heartbeat_at": __import__("time").time(), "cause": None}
+    base = {
+        "state": "ready",
+        "job_id": "4711",
+        "heartbeat_at": __import__("time").time(),
+        "cause": None,
+    }
     job_dir.state.write_text(json.dumps({**base, **values}))
 
 
+CRASH = {"kind": "crashed", "detail": "x"}
 QUEUE = "4711|{state}|None|2030-01-01T00:00:00|n1|1|name\n"
 
 
@@ -167,7 +186,12 @@ QUEUE = "4711|{state}|None|2030-01-01T00:00:00|n1|1|name\n"
         ("NODE_FAIL", {}, JobState.DEAD, "node failure"),
         ("OUT_OF_MEMORY", {}, JobState.DEAD, "out of memory"),
         ("CANCELLED", None, JobState.DEAD, "cancelled"),
-        ("FAILED", {"state": "dead", "cause": {"kind": "crashed", "detail": "x"}}, JobState.DEAD, "crashed: x"),
+        (
+            "FAILED",
+            {"state": "dead", "cause": {"kind": "crashed", "detail": "x"}},
+            JobState.DEAD,
+            "crashed: x",
+        ),
         ("COMPLETED", {"state": "finished"}, JobState.FINISHED, None),
         ("", {"heartbeat_at": 0}, JobState.DEAD, "crashed: it vanished"),  # forgotten by SLURM
     ],
@@ -187,7 +211,9 @@ def test_state_is_the_supervisors_word_checked_by_slurm(slurm, queue, said, stat
 @pytest.mark.parametrize(("age", "state"), [(0, JobState.READY), (3600, JobState.UNKNOWN)])
 def test_a_slurm_that_does_not_answer_says_nothing_about_the_job(slurm, age, state):
     run("submit", "org/model")
-    slurm.says("squeue", stderr="slurm_load_jobs error: Unable to contact slurm controller\n", code=1)
+    slurm.says(
+        "squeue", stderr="slurm_load_jobs error: Unable to contact slurm controller\n", code=1
+    )
     import time
 
     write_state(find("4711").job_dir, heartbeat_at=time.time() - age)
@@ -223,13 +249,20 @@ def test_every_model_preset_renders(slurm, preset):
     assert f"model preset {preset.stem}" in text
 
 
-@pytest.mark.parametrize("preset", sorted(Path("hpcserve/configs/clusters").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "preset", sorted(Path("hpcserve/configs/clusters").glob("*.yaml")), ids=str
+)
 def test_every_cluster_preset_renders(slurm, preset):
     text = run("render", "submit", "org/model", "--cluster", preset.stem).stdout
     assert f"cluster preset {preset.stem}" in text
 
 
-LIGHT = ["ps --json", "presets list --json", "cluster show", "render submit org/m --nodes 2 --tp 16"]
+LIGHT = [
+    "ps --json",
+    "presets list --json",
+    "cluster show",
+    "render submit org/m --nodes 2 --tp 16",
+]
 
 
 @pytest.mark.parametrize("words", LIGHT)
@@ -244,5 +277,7 @@ def test_commands_are_light(slurm, words):
     import resource
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=dict(os.environ))
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, env=dict(os.environ)
+    )
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.0
