@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hpcserve.demo.data import SKILLS, generate
 
 from hpcserve import LLM, SamplingParams
 from hpcserve.demo import tiny_chat_path
+from hpcserve.demo.data import SKILLS, generate
 
 NUM_PROMPTS = 100
 MAX_TOKENS = 48

@@ -98,3 +98,17 @@ def test_defaults_are_those_of_the_dataclasses() -> None:
     assert build(BatchConfig, settings) == BatchConfig()
     assert build(ServerConfig, settings) == ServerConfig()
     assert all(setting.is_default for setting in settings.values())
+
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS))
+)
+def test_every_run_that_ships_loads(path: Path) -> None:
+    settings = resolve(ALL, given={}, file=path, environ={})
+    assert any(not setting.is_default for setting in settings.values())
+    build_engine(settings)
+    build(BatchConfig, settings)
+    build(ServerConfig, settings)
