@@ -56,10 +56,16 @@ fi
 
 remove() { "$engine" rm --force "$name" >/dev/null 2>&1; }
 remove # left by an earlier run of this same job, if it was killed
+client='' stopped=''
+pass_on() {
+  stopped=yes
+  [[ -z $client ]] || kill -TERM "$client" 2>/dev/null
+}
+trap pass_on TERM INT
+trap remove EXIT
 "$engine" run "${options[@]}" "$image" "$@" &
 client=$!
-trap 'kill -TERM "$client" 2>/dev/null' TERM INT
-trap 'remove' EXIT
+[[ -z $stopped ]] || pass_on # the signal came before there was anybody to pass it on to
 # A signal ends `wait` early: wait until the client is gone.
 while kill -0 "$client" 2>/dev/null; do
   wait "$client"

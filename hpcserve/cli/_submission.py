@@ -53,8 +53,8 @@ def batch_request(
     inputs, output = (
         str(Path(one).absolute()) for one in (batch_config.input, batch_config.output)
     )
-    words = [inputs, "--output", output, "--launcher", "local", "--model"]
-    words.append(_model_word(engine.model.model))
+    words = [inputs, "--output", output, "--launcher", "local"]
+    words += ["--model", _model_word(engine.model.model)] if engine.model.model else []
     if not settings["device"].is_default:
         words += ["--device", engine.backend.device]
     words += option_words(kept, [BatchConfig, RowDefaults, *PARTS.values()])
@@ -69,11 +69,14 @@ def _model_word(model: str) -> str:
 
 def make_launcher(name: str) -> tuple[Launcher, bool]:
     """(launcher, whether it is the local one)."""
-    from hpcserve.launcher.local import LocalLauncher
-    from hpcserve.launcher.slurm import SlurmLauncher, available
+    from hpcserve.launcher import slurm_query
 
-    if name == "slurm" or (name == "auto" and available()):
+    if name == "slurm" or (name == "auto" and slurm_query.is_here()):
+        from hpcserve.launcher.slurm import SlurmLauncher
+
         return SlurmLauncher(), False
+    from hpcserve.launcher.local import LocalLauncher
+
     return LocalLauncher(), True
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hpcserve.cli._jobs import JOB_SECTIONS, layered_options, layered_settings
+from hpcserve.cli._jobs import JOB_SECTIONS, LAUNCHERS, layered_options, layered_settings
 from hpcserve.cli.options import SectionedCommand, config_options, engine_config
 from hpcserve.config.batch import BatchConfig, RowDefaults
 from hpcserve.config.cluster import ClusterConfig
@@ -66,8 +65,9 @@ class _CommandWithVerbs(SectionedCommand):
 @click.argument("input_argument", metavar="INPUT", required=False)
 @click.option(
     "--launcher",
-    type=click.Choice(["auto", "slurm", "local"]),
+    type=click.Choice(LAUNCHERS),
     default="auto",
+    envvar="HPCSERVE_LAUNCHER",
     help="auto: as a job where there is SLURM and this is no allocation of it; local: here, now",
 )
 @layered_options
@@ -122,10 +122,11 @@ def command(
 
 def _as_job(batch: BatchConfig) -> bool:
     """SLURM is here, we are in no allocation of it, and the files are files that nodes can see."""
+    from hpcserve.launcher import slurm_query
     from hpcserve.launcher.environment import inside_allocation
 
     here = "-" in (batch.input, batch.output) or inside_allocation()
-    return shutil.which("sbatch") is not None and not here
+    return not here and slurm_query.is_here()
 
 
 def _submit(

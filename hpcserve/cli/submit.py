@@ -15,7 +15,11 @@ from hpcserve.config.server import ServerConfig
 @click.command(cls=SectionedCommand)
 @click.argument("model_argument", metavar="[MODEL]", required=False)
 @click.option(
-    "--launcher", type=click.Choice(LAUNCHERS), default="auto", help="auto: SLURM where it is"
+    "--launcher",
+    type=click.Choice(LAUNCHERS),
+    default="auto",
+    envvar="HPCSERVE_LAUNCHER",
+    help="auto: SLURM where it is",
 )
 @click.option("--json", "as_json", is_flag=True, help="print id and run directory as JSON")
 @click.option("--force", is_flag=True, help="submit even what does not seem to fit")

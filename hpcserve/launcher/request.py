@@ -73,7 +73,7 @@ def make_request(
             raise ConfigError(f"{one} is set by the job itself on each node; give --nodes instead")
     layout = layout_of(engine, slurm, cluster, settings)
     engine = engine.replace(tp_size=layout.tp)
-    name = slurm.job_name or f"hpcserve-{Path(engine.model.model).name or 'model'}"
+    name = slurm.job_name or f"hpcserve-{Path(engine.model.model).name or 'tiny-chat'}"
     run_dir = Path(job.run_dir) if job.run_dir else default_run_dir(name)
     words = [*engine_words]
     if layout.tp > 1 and "--tp" not in words:
@@ -128,7 +128,7 @@ def server_words(settings: Mapping[str, Setting], model: str) -> tuple[str, ...]
     }
     configs = (*PARTS.values(), ServerConfig)
     host, port = settings["host"], settings["port"]
-    fixed = ["--model", model]
+    fixed = ["--model", model] if model else []  # without one the engine takes its own
     fixed += ["--host", "0.0.0.0" if host.is_default else str(host.value)]
     fixed += ["--port", "0" if port.is_default else str(port.value)]
     fixed += ["--drain-timeout", str(settings["drain_s"].value)]

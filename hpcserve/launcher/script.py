@@ -84,7 +84,8 @@ def _title(request: JobRequest) -> str:
     verb = "Serves" if request.kind == "serve" else "Answers a file of prompts with"
     parallel = f"tp {layout.tp}, pp {layout.pp}, dp {layout.dp}"
     nodes = "1 node" if layout.nodes == 1 else f"{layout.nodes} nodes"
-    return f"{verb} {request.engine.model.model} on {nodes}{gpus} ({parallel})."
+    model = request.engine.model.model or "the bundled tiny-chat"
+    return f"{verb} {model} on {nodes}{gpus} ({parallel})."
 
 
 def _notes(request: JobRequest) -> list[str]:

@@ -95,11 +95,6 @@ class SlurmLauncher(Launcher):
         slurm_query.command("scancel", job_id)
 
 
-def available() -> bool:
-    """Whether jobs can be submitted from here."""
-    return shutil.which("sbatch") is not None
-
-
 def _last_words(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower() and "sbatch" in line.lower()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -70,6 +71,22 @@ def command(*words: str, timeout_s: float = 10.0) -> str:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         raise SlurmError(f"{words[0]} failed (exit {done.returncode}): {said}")
     return done.stdout
+
+
+def is_here() -> bool:
+    """Whether this machine belongs to a SLURM cluster.
+
+    Raises SlurmError where it does, and the cluster does not answer: then nobody should guess.
+    """
+    if shutil.which("sbatch") is None:
+        return False
+    try:
+        command("sinfo", "-h", "-o", "%P", timeout_s=5.0)
+    except SlurmError as error:
+        if "configuration source" in str(error):  # the commands are installed, and no more
+            return False
+        raise SlurmError(f"{error}; --launcher local does without SLURM") from error
+    return True
 
 
 def jobs(job_ids: Iterable[str], *, timeout_s: float = 5.0) -> dict[str, SlurmJobInfo]:

@@ -108,6 +108,7 @@ class Site:
             "HPCSERVE_STATE_DIR": str(self.home / "state"),
             "HPCSERVE_CLUSTER": str(self.home / "cluster.yaml"),
             "HOME": str(self.home),
+            "HPCSERVE_LAUNCHER": "auto",
             **more,
         }
 
@@ -129,7 +130,7 @@ class Site:
         self, *words: str, fake: str = "", model: str = "/tmp", env: dict[str, str] | None = None
     ) -> Job:
         done = self.hpc(
-            *("submit", "--json", "--model", model, "--host", "127.0.0.1"),
+            *("submit", "--json", *(["--model", model] if model else []), "--host", "127.0.0.1"),
             *("--drain", "5", "--time", "10", *words),
             env={"FAKE_ENGINE": fake, **(env or {})},
         )

@@ -90,14 +90,16 @@ def test_docker_script_loads_a_tarball(tmp_path):
 
 
 def test_docker_script_passes_sigterm_on(tmp_path):
-    body = "[[ $1 != run ]] || { trap 'echo got term; exit 0' TERM; sleep 30 & wait; }"
+    body = "[[ $1 != run ]] || { trap 'echo got term; exit 0' TERM; echo up; sleep 30 & wait; }"
     env = fake_docker(tmp_path / "bin", body)
     output = tmp_path / "output"
     with output.open("w") as stream:
         process = subprocess.Popen(
             ["bash", TASK_SCRIPT, "docker", "org/image", "--", "true"], env=env, stdout=stream
         )
-    time.sleep(0.7)
+    deadline = time.monotonic() + 20
+    while output.read_text() != "up\n" and time.monotonic() < deadline:
+        time.sleep(0.05)
     process.terminate()
     assert process.wait(timeout=10) == 0
-    assert output.read_text() == "got term\n"
+    assert output.read_text() == "up\ngot term\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import hpcserve
 from hpcserve.cli.main import main
 from hpcserve.errors import SlurmError
 from hpcserve.launcher import slurm_query
@@ -20,6 +21,8 @@ from hpcserve.launcher.followup import parse_job_id
 from hpcserve.launcher.job_dir import JobDir
 from hpcserve.launcher.resolve import find
 from hpcserve.launcher.status import status
+
+CONFIGS = Path(hpcserve.__file__).parent / "configs"
 
 
 def run(*words, code=0):
@@ -33,6 +36,7 @@ def slurm(fake_slurm, monkeypatch, tmp_path):
     fake_slurm.says("sbatch", stdout="4711\n", stderr="*** Welcome! Unable to read the news. ***\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("HPCSERVE_CLUSTER", raising=False)
+    monkeypatch.setenv("HPCSERVE_LAUNCHER", "auto")
     return fake_slurm
 
 
@@ -51,6 +55,22 @@ def test_submit_works_without_srun_on_the_login_node(slurm):
     slurm.lacks("srun")
     run("submit", "org/model")
     assert find("4711").name == "hpcserve-model"
+
+
+@pytest.mark.parametrize(
+    ("said", "here"),
+    [
+        ("sinfo: fatal: Could not establish a configuration source", False),
+        ("slurm_load_partitions: Unable to contact slurm controller", None),
+    ],
+)
+def test_commands_without_a_cluster_are_no_slurm(slurm, said, here):
+    slurm.says("sinfo", stderr=f"{said}\n", code=1)
+    if here is None:
+        with pytest.raises(SlurmError, match="--launcher local"):
+            slurm_query.is_here()
+    else:
+        assert slurm_query.is_here() is here
 
 
 def test_what_sbatch_says_is_passed_on(slurm):
@@ -243,15 +263,13 @@ def test_torn_files_read_as_none(slurm):
     assert job_dir.read_events() == [{"event": "started"}]
 
 
-@pytest.mark.parametrize("preset", sorted(Path("hpcserve/configs/models").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize("preset", sorted((CONFIGS / "models").glob("*.yaml")), ids=str)
 def test_every_model_preset_renders(slurm, preset):
     text = run("render", "submit", "--preset", preset.stem, "--cluster", "efa-p5").stdout
     assert f"model preset {preset.stem}" in text
 
 
-@pytest.mark.parametrize(
-    "preset", sorted(Path("hpcserve/configs/clusters").glob("*.yaml")), ids=str
-)
+@pytest.mark.parametrize("preset", sorted((CONFIGS / "clusters").glob("*.yaml")), ids=str)
 def test_every_cluster_preset_renders(slurm, preset):
     text = run("render", "submit", "org/model", "--cluster", preset.stem).stdout
     assert f"cluster preset {preset.stem}" in text
