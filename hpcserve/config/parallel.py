@@ -28,7 +28,24 @@ class ParallelConfig:
         help="groups that split the experts",
     )
 
+    nnodes: int = option(
+        1, "--nnodes", help="nodes that run the engine together; in a SLURM job set by the launcher"
+    )
+    node_rank: int = option(0, "--node-rank", help="which of them this one is; 0 is the head")
+    dist_init_addr: str | None = option(
+        None,
+        "--dist-init-addr",
+        help="address of the head at which the nodes meet",
+        metavar="HOST:PORT",
+    )
+
     def __post_init__(self) -> None:
+        if not 0 <= self.node_rank < self.nnodes:
+            raise ConfigError(
+                f"node_rank {self.node_rank} is not in 0..nnodes-1 = {self.nnodes - 1}"
+            )
+        if self.nnodes > 1 and self.dist_init_addr is None:
+            raise ConfigError(f"nnodes {self.nnodes} needs dist_init_addr, where the nodes meet")
         for name in ("tp_size", "pp_size", "dp_size", "ep_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
