@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@mkdir -p demo-output
-	@$(BIN)/hpcserve batch examples/questions.jsonl -o demo-output/answers.jsonl --overwrite; \
+	@$(BIN)/hpcserve batch examples/questions.jsonl --launcher local -o demo-output/answers.jsonl --overwrite; \
 	code=$$?; \
 	test ! -f demo-output/answers.jsonl \
 		|| $(BIN)/hpcserve batch show demo-output/answers.jsonl --input examples/questions.jsonl; \

@@ -59,6 +59,18 @@ HPCSERVE_CACHE_DIR = EnvVar(
     Path("~/.cache/hpcserve").expanduser(),
     "compiled kernels and other things that can be made again; may be shared between nodes",
 )
+HPCSERVE_STATE_DIR = EnvVar(
+    "HPCSERVE_STATE_DIR",
+    _path,
+    Path("~/.local/state/hpcserve").expanduser(),
+    "run directories of submitted jobs; every node of the cluster must see it",
+)
+HPCSERVE_CLUSTER: EnvVar[str] = EnvVar(
+    "HPCSERVE_CLUSTER", str, "", "cluster file, or name of a cluster preset"
+)
+HPCSERVE_ENDPOINT_FILE: EnvVar[Path | None] = EnvVar(
+    "HPCSERVE_ENDPOINT_FILE", _path, None, "where `hpcserve serve` writes host and port once bound"
+)
 HPCSERVE_LOG_LEVEL = EnvVar("HPCSERVE_LOG_LEVEL", _level, "INFO", "level of the log on stderr")
 HPCSERVE_MODEL: EnvVar[str] = EnvVar("HPCSERVE_MODEL", str, "", "the model when none is named")
 HPCSERVE_API_KEY: EnvVar[str] = EnvVar(

@@ -19,6 +19,12 @@
     ├── InputError                   exit 2              an input file cannot be read as asked
     ├── OutputError                  exit 2              an output cannot be written
     ├── IncompleteRunError           exit 75             stopped early; running it again goes on
+    ├── LauncherError                exit 1              a job could not be started or reached
+    │   ├── SlurmError                                   a command of SLURM failed; carries what it said
+    │   ├── JobNotFoundError         exit 2
+    │   ├── JobFailedError                               the job that was waited for is dead
+    │   ├── JobTimeoutError          exit 124            it was not ready in the time given
+    │   └── FabricError                                  the required network is not there
     └── PortInUseError               exit 2
 
 `str(error)` is one line for the user: what happened, to what, and the fix where there is one.
@@ -148,3 +154,27 @@ class IncompleteRunError(HpcserveError):
 
 class PortInUseError(HpcserveError):
     exit_code = 2
+
+
+class LauncherError(HpcserveError):
+    http_status = 503
+
+
+class SlurmError(LauncherError):
+    pass
+
+
+class JobNotFoundError(LauncherError):
+    exit_code = 2
+
+
+class JobFailedError(LauncherError):
+    pass
+
+
+class JobTimeoutError(LauncherError):
+    exit_code = 124
+
+
+class FabricError(LauncherError):
+    pass

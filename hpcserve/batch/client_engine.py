@@ -16,7 +16,7 @@ from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer
 from hpcserve.batch.row import CHAT_URL, COMPLETION_URL
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.client import EngineClient
-from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
+from hpcserve.engine.model_folder import load_tokenizer, model_name, with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE
 from hpcserve.ipc.messages import Int32Array
 from hpcserve.outputs import RequestOutput
@@ -125,7 +125,8 @@ async def open_client_engine(
     config = with_model_folder(config)
     folder = Path(config.model.model)
     async with await EngineClient.start(config, load_tokenizer(config), module=module) as client:
-        yield ClientEngine(client, frozenset({asked, str(folder), folder.name}), folder.name)
+        name = model_name(folder)
+        yield ClientEngine(client, frozenset({asked, str(folder), folder.name, name}), name)
 
 
 def _num_tokens(one: EngineInput) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,15 +41,8 @@ class NumberList(click.ParamType[Any]):
 
 
 def workload_options(function: F) -> F:
-    """--workload, --preset, --trace and the parameters of every workload."""
-    parameters = [_parameter(*one) for one in _parameters()]
+    """--preset, --trace and how requests are drawn; for a command of WorkloadFlags, which adds the rest."""
     return _all(
-        click.option(
-            "--workload",
-            "--dataset-name",
-            type=click.Choice(workload_names()),
-            help="which requests to send (default: random)",
-        ),
         click.option(
             "--preset", type=click.Choice(list(PRESETS)), help="one of the public workloads"
         ),
@@ -57,7 +51,6 @@ def workload_options(function: F) -> F:
         click.option(
             "--workload-seed", default=0, show_default=True, help="another seed, other requests"
         ),
-        *parameters,
     )(function)
 
 
@@ -118,29 +111,50 @@ def _all(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:
     return decorate
 
 
+class WorkloadFlags(click.Command):
+    """Has --workload, and the parameters of every workload as flags.
+
+    They are looked up when the command itself is asked for: other commands' help need not wait.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        return [*_workload_flags(), *super().get_params(ctx)]
+
+
 def workload_values(params: dict[str, Any]) -> dict[str, Any]:
     """The workload parameters that the command line set."""
-    names = {name for name, *_ in _parameters()}
-    return {name: params[name] for name in names if params[name] is not None}
+    names = {flag.name for flag in _workload_flags()} - {"workload"}
+    return {name: value for name, value in params.items() if name in names and value is not None}
 
 
-def _parameters() -> list[tuple[str, Option, Any, list[str]]]:
-    """(name, declaration, type, workloads that have it), each name once."""
-    found: dict[str, tuple[str, Option, Any, list[str]]] = {}
-    for workload in workload_names():
+@cache
+def _workload_flags() -> list[click.Parameter]:
+    """--workload, then the parameters of every workload, each name once."""
+    names = workload_names()
+    users: dict[str, list[str]] = {}
+    declarations: dict[str, tuple[Option, Any]] = {}
+    for workload in names:
         entry = workload_class(workload)
         types = typing.get_type_hints(entry)
         for field, declared in options_of(entry):
-            known = found.setdefault(field.name, (field.name, declared, types[field.name], []))
-            known[3].append(workload)
-    return list(found.values())
+            declarations.setdefault(field.name, (declared, types[field.name]))
+            users.setdefault(field.name, []).append(workload)
+    choice = click.Option(
+        ["--workload", "--dataset-name"],
+        type=click.Choice(names),
+        help="which requests to send (default: random)",
+    )
+    return [
+        choice,
+        *(_flag(name, *declared, users[name]) for name, declared in declarations.items()),
+    ]
 
 
-def _parameter(name: str, declared: Option, kind: Any, users: list[str]) -> Callable[[F], F]:
+def _flag(name: str, declared: Option, kind: Any, users: list[str]) -> click.Option:
     chosen: dict[str, Any] = {"type": kind}
     if kind is bool:
         chosen = {"is_flag": True}
     elif declared.choices:
         chosen = {"type": click.Choice(list(declared.choices))}
     text = f"{declared.help} [{', '.join(users)}]"
-    return click.option(name, *declared.flags, default=None, help=text, **chosen)
+    return click.Option([name, *declared.flags], default=None, help=text, **chosen)

@@ -93,7 +93,7 @@ def _throughputs(good: list[RequestTiming], begin: float, duration: float) -> Fi
     chunks = np.concatenate([one.chunk_s for one in good]) if good else np.zeros(0)
     if len(chunks):
         low, high = begin + _RAMP * duration, begin + (1 - _RAMP) * duration
-        steady = np.count_nonzero((chunks >= low) & (chunks < high))
+        steady = int(np.count_nonzero((chunks >= low) & (chunks < high)))
         per_chunk = output / len(chunks)
         figures["steady_output_tok_s"] = steady * per_chunk / (high - low)
         figures["tokens_per_chunk"] = per_chunk

@@ -216,11 +216,13 @@ def _sse(payload: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(event), event)
 
 
-async def _serve_forever(server: NullServer) -> None:
+async def _serve_forever(server: NullServer, *, until_eof: bool) -> None:
     async with server.serving():
         print(server.port, flush=True)
-        # Whoever started this closes our standard input when it ends.
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        if until_eof:
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        else:
+            await asyncio.Event().wait()
 
 
 def main() -> None:
@@ -230,9 +232,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--ttft-s", type=float, default=0.0)
     parser.add_argument("--itl-s", type=float, default=0.0)
+    parser.add_argument("--until-eof", action="store_true", help="end when standard input does")
     chosen = parser.parse_args()
     server = NullServer(chosen.ttft_s, chosen.itl_s, keeps=False, port=chosen.port)
-    uvloop.run(_serve_forever(server))
+    uvloop.run(_serve_forever(server, until_eof=chosen.until_eof))
 
 
 if __name__ == "__main__":

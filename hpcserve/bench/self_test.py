@@ -59,7 +59,10 @@ def null_servers(count: int, *arguments: str) -> Iterator[str]:
 @contextmanager
 def _null_server(port: int, *arguments: str) -> Iterator[int]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "hpcserve.bench.null_server", f"--port={port}", *arguments],
+        [
+            *(sys.executable, "-m", "hpcserve.bench.null_server"),
+            *(f"--port={port}", "--until-eof", *arguments),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=child_environment(),

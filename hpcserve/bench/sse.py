@@ -29,7 +29,7 @@ class SSEReader:
     @property
     def payloads(self) -> list[bytes]:
         """Every event with tokens, where `keep` asked for them."""
-        return self._payloads or []
+        return [payload.strip() for payload in self._payloads or []]
 
     def feed(self, body: bytes, now: float) -> None:
         """Take bytes that came at time `now`, cut anywhere."""

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hpcserve.cli.options import SectionedCommand, config_options, engine_config, settings_of
+from hpcserve.cli._jobs import JOB_SECTIONS, LAUNCHERS, layered_options, layered_settings
+from hpcserve.cli.options import SectionedCommand, config_options, engine_config
 from hpcserve.config.batch import BatchConfig, RowDefaults
-from hpcserve.config.load import ENGINE_CONFIGS, build
+from hpcserve.config.cluster import ClusterConfig
+from hpcserve.config.engine import EngineConfig
+from hpcserve.config.job import JobConfig
+from hpcserve.config.load import ENGINE_CONFIGS, Setting, build
+from hpcserve.config.slurm import SlurmConfig
 from hpcserve.errors import ConfigError
 from hpcserve.log import setup_logging
 
 EXIT_FAILED_ROWS = 3
+BATCH_CONFIGS = (
+    BatchConfig,
+    RowDefaults,
+    SlurmConfig,
+    ClusterConfig,
+    JobConfig,
+    *ENGINE_CONFIGS,
+)
 
 
 class _CommandWithVerbs(SectionedCommand):
@@ -49,15 +63,32 @@ class _CommandWithVerbs(SectionedCommand):
 
 @click.command(cls=_CommandWithVerbs)
 @click.argument("input_argument", metavar="INPUT", required=False)
+@click.option(
+    "--launcher",
+    type=click.Choice(LAUNCHERS),
+    default="auto",
+    envvar="HPCSERVE_LAUNCHER",
+    help="auto: as a job where there is SLURM and this is no allocation of it; local: here, now",
+)
+@layered_options
 @config_options(
     {
         "Batch": [BatchConfig],
         "Sampling, for rows that do not say": [RowDefaults],
+        **JOB_SECTIONS,
         "Engine": ENGINE_CONFIGS,
     }
 )
 @click.pass_context
-def command(ctx: click.Context, /, input_argument: str | None, **_: Any) -> None:
+def command(
+    ctx: click.Context,
+    /,
+    input_argument: str | None,
+    launcher: str,
+    cluster: str | None,
+    preset: str | None,
+    **_: Any,
+) -> None:
     """Answer every row of INPUT: one line of OUTPUT for each, in the same order.
 
     Rows are OpenAI batch lines (custom_id, method, url, body) or plain {"prompt": ...} or
@@ -67,9 +98,12 @@ def command(ctx: click.Context, /, input_argument: str | None, **_: Any) -> None
     early.
     """
     setup_logging()
-    settings = settings_of(ctx, [BatchConfig, RowDefaults, *ENGINE_CONFIGS])
+    settings = layered_settings(ctx, BATCH_CONFIGS, cluster, preset)
     batch = _with_input(build(BatchConfig, settings), input_argument)
     engine, defaults = engine_config(settings, None), build(RowDefaults, settings)
+    if launcher == "slurm" or (launcher == "auto" and _as_job(batch)):
+        _submit(ctx, batch, settings, engine)
+        return
     # Here and not above: `--help` and a mistake in the options must not wait for it.
     from hpcserve.batch import client_engine
     from hpcserve.batch.run import run_batch
@@ -84,6 +118,26 @@ def command(ctx: click.Context, /, input_argument: str | None, **_: Any) -> None
             err=True,
         )
         ctx.exit(EXIT_FAILED_ROWS)
+
+
+def _as_job(batch: BatchConfig) -> bool:
+    """SLURM is here, we are in no allocation of it, and the files are files that nodes can see."""
+    from hpcserve.launcher import slurm_query
+    from hpcserve.launcher.environment import inside_allocation
+
+    here = "-" in (batch.input, batch.output) or inside_allocation()
+    return not here and slurm_query.is_here()
+
+
+def _submit(
+    ctx: click.Context, batch: BatchConfig, settings: Mapping[str, Setting], engine: EngineConfig
+) -> None:
+    from hpcserve.cli import _submission as submission
+    from hpcserve.launcher.plan.check import refuse_what_cannot_fit
+
+    request = submission.batch_request(ctx, batch, settings, engine)
+    refuse_what_cannot_fit(request)
+    submission.say_submitted(request, submission.submit(request, "slurm"))
 
 
 @click.command()

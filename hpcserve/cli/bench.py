@@ -13,6 +13,7 @@ import click
 from hpcserve.bench.cli_options import (
     FILE,
     NumberList,
+    WorkloadFlags,
     hardware_options,
     report_options,
     workload_options,
@@ -31,12 +32,25 @@ DEFAULT_URL = "http://127.0.0.1:30000"
 EXIT_NOTHING_ANSWERED = 1
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Verbs(click.Group):
+    @property
+    def verbs(self) -> dict[str, click.Command]:
+        """As other commands with verbs have it."""
+        return dict(self.commands)
+
+
+class _WorkloadCommand(WorkloadFlags, SectionedCommand):
+    """Flags of workloads, in sections with others."""
+
+
+@click.group(
+    cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 def command() -> None:
     """Measure a server, an engine, a step or a start. The last line of stdout is JSON."""
 
 
-@command.command()
+@command.command(cls=_WorkloadCommand)
 @click.option("--base-url", "--url", default=DEFAULT_URL, show_default=True, help="the server")
 @click.option("--api-key", help="sent as a bearer token; better set HPCSERVE_API_KEY")
 @click.option(
@@ -104,7 +118,7 @@ def serving(**params: Any) -> None:
         raise SystemExit(EXIT_NOTHING_ANSWERED)
 
 
-@command.command(cls=SectionedCommand)
+@command.command(cls=_WorkloadCommand)
 @workload_options
 @click.option(
     "--frontend/--no-frontend",
@@ -231,6 +245,20 @@ def startup(
     if output:
         write_json(output, result)
     print_json(result)
+
+
+@command.command("make-model")
+@click.argument("shape")
+@click.argument("folder", type=click.Path(path_type=Path))
+def make_model(shape: str, folder: Path) -> None:
+    """Write a model FOLDER of a known SHAPE without weights, for --load-format dummy.
+
+    Shapes: llama-3.1-8b, llama-3.1-70b, qwen2.5-14b, qwen3-0.6b.
+    """
+    from hpcserve.bench.stand_in import make_stand_in
+
+    make_stand_in(shape, folder)
+    _note(f"wrote {folder}; run it with --model {folder} --load-format dummy")
 
 
 @command.command("self-test")

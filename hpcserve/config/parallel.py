@@ -41,8 +41,10 @@ class ParallelConfig:
         "--enable-dp-attention",
         help="replicas of a mixture-of-experts model share its experts",
     )
-    nnodes: int = option(1, "--nnodes", help="nodes that run this same command")
-    node_rank: int = option(0, "--node-rank", help="this node's number; 0 serves")
+    nnodes: int = option(
+        1, "--nnodes", help="nodes that run this same command; in a SLURM job set by the launcher"
+    )
+    node_rank: int = option(0, "--node-rank", help="which of them this one is; 0 is the head, which serves")
     dist_init_addr: str | None = option(
         None,
         "--dist-init-addr",

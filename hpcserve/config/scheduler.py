@@ -13,7 +13,7 @@ POLICIES = ("fcfs", "lpm", "priority")
 @dataclass(frozen=True)
 class SchedulerConfig:
     max_running_requests: int = option(
-        256, "--max-running-requests", "--max-num-seqs", help="requests that decode together"
+        1024, "--max-running-requests", "--max-num-seqs", help="requests that decode together"
     )
     chunked_prefill_size: int = option(
         8192,

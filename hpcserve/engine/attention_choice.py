@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from hpcserve import registry
@@ -35,7 +37,9 @@ def choose_attention(
         try:
             found = _load(candidate)
         except ImportError as error:
-            _log.info("attention backend %s is left out: %s", candidate, error)
+            # On a CPU nobody misses it.
+            level = logging.INFO if device.type == "cuda" else logging.DEBUG
+            _log.log(level, "attention backend %s is left out: %s", candidate, error)
             continue
         reason = cannot(found.caps, device, page_size, head_dim, dtype)
         if reason is None:

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from hpcserve._version import __version__
 from hpcserve.engine.client import EngineClient
+from hpcserve.engine.model_folder import model_name as name_of
 from hpcserve.errors import HpcserveError
 from hpcserve.log import get_logger
 from hpcserve.protocol.responses import error_body
@@ -31,7 +32,7 @@ def create_app(
     path = client.config.model.model
     app = FastAPI(title="hpcserve", version=__version__, docs_url="/docs", redoc_url=None)
     app.state.context = ServerContext(
-        client, model_name or Path(path).name or "model", path, int(time.time())
+        client, model_name or name_of(Path(path)) or "model", path, int(time.time())
     )
     for part in (chat, completions, generate, models, health, tokenize):
         app.include_router(part.router)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.server import ServerConfig
 from hpcserve.engine.client import CORE_MODULE, EngineClient
-from hpcserve.errors import EngineDeadError, PortInUseError, UsageError
+from hpcserve.errors import EngineDeadError, OutputError, PortInUseError, UsageError
 from hpcserve.log import get_logger
 from hpcserve.server.app import create_app
 
@@ -36,6 +38,7 @@ def run_server(
     Raises PortInUseError, what EngineClient.open raises, and EngineDeadError.
     """
     listener = bind(server.host, server.port)
+    _publish(server.host, listener)
     loop = _new_event_loop()
     try:
         return loop.run_until_complete(_serve(engine, server, listener, core_module))
@@ -66,6 +69,19 @@ def bind(host: str, port: int) -> socket.socket:
             f"with --port (0 takes any free one)"
         ) from error
     return listener
+
+
+def _publish(host: str, listener: socket.socket) -> None:
+    """Tell the launcher where we listen: a port that was asked for as 0 is known only now."""
+    path = envs.HPCSERVE_ENDPOINT_FILE.get()
+    if path is None:
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps({"host": host, "port": listener.getsockname()[1]}))
+        temporary.replace(path)  # whole or not at all, for readers on other nodes
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class _Server(uvicorn.Server):

@@ -73,7 +73,11 @@ def _attend_part(
     return acc, total, top
 
 
-@triton.jit
+# Tables and lengths are slices whose alignment and width change from step to step: one variant.
+@triton.jit(
+    do_not_specialize=["pages_stride"],
+    do_not_specialize_on_alignment=["page_table_ptr", "seq_lens_ptr"],
+)
 def _decode_kernel(
     q_ptr,
     k_ptr,
@@ -133,7 +137,7 @@ def _decode_kernel(
             tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["seq_lens_ptr"])
 def _merge_kernel(
     part_ptr,
     lse_ptr,
@@ -199,7 +203,7 @@ def paged_decode(
         k_cache,
         v_cache,
         page_table,
-        seq_lens,
+        seq_lens.contiguous(),
         part_out,
         lse,
         q.stride(0),
@@ -223,7 +227,7 @@ def paged_decode(
     _merge_kernel[(rows, heads)](
         part_out,
         lse,
-        seq_lens,
+        seq_lens.contiguous(),
         out,
         out.stride(0),
         out.stride(1),

@@ -68,7 +68,11 @@ def _attend_range(
     return acc, total, top
 
 
-@triton.jit
+# Tables and lengths are slices whose alignment and width change from step to step: one variant.
+@triton.jit(
+    do_not_specialize=["pages_stride"],
+    do_not_specialize_on_alignment=["page_table_ptr", "cu_ptr", "seq_lens_ptr"],
+)
 def _prefill_kernel(
     q_ptr,
     k_ptr,

@@ -9,7 +9,7 @@ import triton.language as tl
 BLOCK_HEADS = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slot_ptr"])
 def _write_kv_kernel(
     k_ptr,
     v_ptr,
@@ -56,7 +56,7 @@ def write_kv(
         v,
         k_cache,
         v_cache,
-        slot_mapping,
+        slot_mapping.contiguous(),
         k.stride(0),
         k.stride(1),
         v.stride(0),

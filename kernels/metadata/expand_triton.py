@@ -37,7 +37,11 @@ def _write_tokens(
     tl.store(slot_mapping_ptr + at, tl.where(real, where, -1), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows"])
+# The rows come as slices of one staging tensor, of any alignment: one variant for all.
+@triton.jit(
+    do_not_specialize=["rows"],
+    do_not_specialize_on_alignment=["slots_ptr", "computed_ptr", "scheduled_ptr"],
+)
 def _expand_kernel(
     slots_ptr,
     computed_ptr,
@@ -85,7 +89,9 @@ def _expand_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(
+    do_not_specialize=["rows"], do_not_specialize_on_alignment=["slots_ptr", "computed_ptr"]
+)
 def _expand_decode_kernel(
     slots_ptr,
     computed_ptr,
@@ -146,6 +152,8 @@ def expand(
 ) -> Expanded:
     """See reference.expand."""
     rows = slots.shape[0]
+    slots, num_computed = slots.contiguous(), num_computed.contiguous()
+    num_scheduled = num_scheduled.contiguous()
     outputs = _outputs(rows, num_tokens, slots.device)
     if rows == 0:
         outputs[3].zero_()
@@ -177,6 +185,7 @@ def expand_decode(
 ) -> Expanded:
     """See reference.expand_decode."""
     rows = slots.shape[0]
+    slots, num_computed = slots.contiguous(), num_computed.contiguous()
     outputs = _outputs(rows, rows, slots.device)
     _expand_decode_kernel[(triton.cdiv(rows + 1, BLOCK),)](
         slots,

@@ -32,7 +32,7 @@ def _store_halves(ptr, low, high, half, mask):
     tl.store(ptr + half, high.to(ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["position_ptr", "slot_ptr"])
 def _rope_kv_write_kernel(
     q_ptr,
     k_ptr,
@@ -133,11 +133,11 @@ def rope_kv_write(
         q,
         k,
         v,
-        positions,
+        positions.contiguous(),
         cos_sin,
         k_cache,
         v_cache,
-        slot_mapping,
+        slot_mapping.contiguous(),
         cos_sin if q_norm is None else q_norm,
         cos_sin if k_norm is None else k_norm,
         out,

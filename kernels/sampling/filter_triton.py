@@ -6,10 +6,11 @@ narrowing a bracket [low, high): each pass over the values measures several pivo
 The first pass tries fixed distances from the maximum, the next ones split the bracket evenly,
 by turns in value (fast where values are spread evenly) and in the integers whose order is that
 of the floats (which bounds the number of passes). Once the bracket holds few values they are
-copied to a scratch row, and the last passes read only that. The search ends when the bracket
-holds one element or one representable value: it is exact, and values equal to the threshold
-are all kept. Multi-pivot selection by counting is folklore of GPU selection; see Alabi et al.,
-2012, "Fast k-selection algorithms for graphics processors", for bucketed and bracketed forms.
+copied to a scratch row, and the last passes read only that. Each pass also finds the least and
+the largest value of its bracket, which ends the search early where many values are equal. The
+search ends when the bracket holds one element or one representable value: it is exact, and values
+equal to the threshold are all kept. Selection by counting is common on GPUs; Alabi et al.,
+2012, "Fast k-selection algorithms for graphics processors", compare its relatives.
 """
 
 from __future__ import annotations
@@ -33,52 +34,83 @@ def _value(key):
 
 
 @triton.jit
-def _measure(ptr, size, factor, top, pivots, PIVOTS: tl.constexpr, BLOCK: tl.constexpr):
-    """(count int32, mass fp32) of the values x >= pivot, for each pivot; mass is exp(x - top)."""
+def _load(ptr, index, size, factor):
+    """Scaled values; adding zero makes -0 and 0, which are equal, one key."""
+    x = tl.load(ptr + index, mask=index < size, other=-float("inf")).to(tl.float32)
+    return x * factor + 0.0
+
+
+@triton.jit
+def _measure(ptr, size, factor, top, low, high, pivots, PIVOTS: tl.constexpr, BLOCK: tl.constexpr):
+    """(count int32, mass fp32) of the values x >= pivot, for each pivot, where mass is
+    exp(x - top); and the least and the largest value of the bracket [low, high)."""
+    floor = _value(low)
+    ceiling = _value(high)
     counts = tl.zeros([PIVOTS, BLOCK], tl.int32)
     masses = tl.zeros([PIVOTS, BLOCK], tl.float32)
+    least = tl.full([BLOCK], float("inf"), tl.float32)
+    most = tl.full([BLOCK], -float("inf"), tl.float32)
     for start in range(0, size, BLOCK):
         index = start + tl.arange(0, BLOCK)
-        x = tl.load(ptr + index, mask=index < size, other=-float("inf")).to(tl.float32) * factor
+        x = _load(ptr, index, size, factor)
         weight = tl.exp(x - top)
         above = x[None, :] >= pivots[:, None]
         counts += above.to(tl.int32)
         masses += tl.where(above, weight[None, :], 0.0)
-    return tl.sum(counts, axis=1), tl.sum(masses, axis=1)
+        inside = (x >= floor) & (x < ceiling) & (index < size)
+        least = tl.minimum(least, tl.where(inside, x, float("inf")))
+        most = tl.maximum(most, tl.where(inside, x, -float("inf")))
+    return (
+        tl.sum(counts, axis=1),
+        tl.sum(masses, axis=1),
+        tl.min(least, axis=0),
+        tl.max(most, axis=0),
+    )
 
 
 @triton.jit
-def _narrow(
+def _pass(
+    ptr,
+    size,
+    factor,
+    top,
     low,
     high,
     count_low,
     count_high,
     mass_low,
     mass_high,
+    base_count,
+    base_mass,
     pivots,
-    counts,
-    masses,
     target,
     BY_COUNT: tl.constexpr,
+    PIVOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """The bracket after measuring pivots: enough lies at or above low, too little at high."""
+    """Measure pivots and narrow the bracket: enough lies at or above low, too little at high.
+
+    base_count, base_mass: what lies above the values that are read.
+    """
+    counts, masses, least, most = _measure(ptr, size, factor, top, low, high, pivots, PIVOTS, BLOCK)
+    counts += base_count
+    masses += base_mass
     if BY_COUNT:
         enough = counts.to(tl.float32) >= target
     else:
         enough = masses >= target
     keys = _key(pivots)
-    new_low = tl.maximum(low, tl.max(tl.where(enough, keys, low), axis=0))
-    new_high = tl.minimum(high, tl.min(tl.where(enough, high, keys), axis=0))
-    # Counts fall and masses fall as pivots rise, so the extremes belong to the ends.
-    at_low = tl.min(tl.where(enough, counts, 0x7FFFFFFF), axis=0)
-    at_high = tl.max(tl.where(enough, 0, counts), axis=0)
-    mass_at_low = tl.min(tl.where(enough, masses, float("inf")), axis=0)
-    mass_at_high = tl.max(tl.where(enough, 0.0, masses), axis=0)
-    count_low = tl.minimum(count_low, at_low)
-    count_high = tl.maximum(count_high, at_high)
-    mass_low = tl.minimum(mass_low, mass_at_low)
-    mass_high = tl.maximum(mass_high, mass_at_high)
-    return new_low, new_high, count_low, count_high, mass_low, mass_high
+    # No value lies between the old ends and the extremes, so these have the ends' counts.
+    low = tl.maximum(low, _key(least))
+    high = tl.minimum(high, _key(most) + 1)
+    low = tl.maximum(low, tl.max(tl.where(enough, keys, low), axis=0))
+    high = tl.minimum(high, tl.min(tl.where(enough, high, keys), axis=0))
+    # Counts and masses fall as pivots rise, so the closest belong to the new ends.
+    count_low = tl.minimum(count_low, tl.min(tl.where(enough, counts, 0x7FFFFFFF), axis=0))
+    count_high = tl.maximum(count_high, tl.max(tl.where(enough, 0, counts), axis=0))
+    mass_low = tl.minimum(mass_low, tl.min(tl.where(enough, masses, float("inf")), axis=0))
+    mass_high = tl.maximum(mass_high, tl.max(tl.where(enough, 0.0, masses), axis=0))
+    return low, high, count_low, count_high, mass_low, mass_high
 
 
 @triton.jit
@@ -102,7 +134,7 @@ def _compact(ptr, size, factor, low, high, scratch_ptr, BLOCK: tl.constexpr):
     written = 0
     for start in range(0, size, BLOCK):
         index = start + tl.arange(0, BLOCK)
-        x = tl.load(ptr + index, mask=index < size, other=-float("inf")).to(tl.float32) * factor
+        x = _load(ptr, index, size, factor)
         keep = (x >= floor) & (x < ceiling) & (index < size)
         found = tl.sum(keep.to(tl.int32), axis=0)
         if found > 0:
@@ -142,36 +174,16 @@ def search(
     if count_low > CAPACITY:
         distance = 0.25 * tl.exp2(tl.arange(0, FIRST_PIVOTS).to(tl.float32))
         pivots = tl.maximum(top - distance, _value(low))
-        counts, masses = _measure(ptr, size, factor, top, pivots, FIRST_PIVOTS, BLOCK)
-        low, high, count_low, count_high, mass_low, mass_high = _narrow(
-            low,
-            high,
-            count_low,
-            count_high,
-            mass_low,
-            mass_high,
-            pivots,
-            counts,
-            masses,
-            target,
-            BY_COUNT,
-        )
+        low, high, count_low, count_high, mass_low, mass_high = _pass(
+            ptr, size, factor, top, low, high, count_low, count_high, mass_low, mass_high,
+            0, 0.0, pivots, target, BY_COUNT, FIRST_PIVOTS, BLOCK,
+        )  # fmt: skip
     while (high - low > 1) & (count_low - count_high > CAPACITY):
         pivots = _split(low, high, turn, PIVOTS)
-        counts, masses = _measure(ptr, size, factor, top, pivots, PIVOTS, BLOCK)
-        low, high, count_low, count_high, mass_low, mass_high = _narrow(
-            low,
-            high,
-            count_low,
-            count_high,
-            mass_low,
-            mass_high,
-            pivots,
-            counts,
-            masses,
-            target,
-            BY_COUNT,
-        )
+        low, high, count_low, count_high, mass_low, mass_high = _pass(
+            ptr, size, factor, top, low, high, count_low, count_high, mass_low, mass_high,
+            0, 0.0, pivots, target, BY_COUNT, PIVOTS, BLOCK,
+        )  # fmt: skip
         turn += 1
     if (high - low > 1) & (count_low - count_high > 1):
         found = _compact(ptr, size, factor, low, high, scratch_ptr, BLOCK)
@@ -182,20 +194,10 @@ def search(
         turn = count_low * 0
         while (high - low > 1) & (count_low - count_high > 1):
             pivots = _split(low, high, turn, PIVOTS)
-            counts, masses = _measure(scratch_ptr, found, 1.0, top, pivots, PIVOTS, BLOCK)
-            low, high, count_low, count_high, mass_low, mass_high = _narrow(
-                low,
-                high,
-                count_low,
-                count_high,
-                mass_low,
-                mass_high,
-                pivots,
-                counts + base_count,
-                masses + base_mass,
-                target,
-                BY_COUNT,
-            )
+            low, high, count_low, count_high, mass_low, mass_high = _pass(
+                scratch_ptr, found, 1.0, top, low, high, count_low, count_high, mass_low,
+                mass_high, base_count, base_mass, pivots, target, BY_COUNT, PIVOTS, BLOCK,
+            )  # fmt: skip
             turn += 1
         tl.debug_barrier()
     return low, count_low, mass_low

@@ -10,7 +10,8 @@ BLOCK = 2048
 BLOCK_BIAS = 256
 
 
-@triton.jit
+# One number a row, in slices of any alignment: one variant for all.
+@triton.jit(do_not_specialize_on_alignment=["frequency_ptr", "presence_ptr", "repetition_ptr"])
 def _penalties_kernel(
     logits_ptr,
     counts_ptr,
@@ -43,7 +44,10 @@ def _penalties_kernel(
     tl.store(logits_ptr + row * logits_stride + token, x.to(logits_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["entries"])
+@triton.jit(
+    do_not_specialize=["entries"],
+    do_not_specialize_on_alignment=["rows_ptr", "ids_ptr", "bias_ptr"],
+)
 def _logit_bias_kernel(
     logits_ptr, rows_ptr, ids_ptr, bias_ptr, logits_stride, entries, BLOCK: tl.constexpr
 ):
@@ -74,9 +78,9 @@ def apply_penalties(
         logits,
         output_counts,
         prompt_mask.view(torch.uint8),
-        frequency,
-        presence,
-        repetition,
+        frequency.contiguous(),
+        presence.contiguous(),
+        repetition.contiguous(),
         logits.stride(0),
         output_counts.stride(0),
         prompt_mask.stride(0),
@@ -95,9 +99,9 @@ def apply_logit_bias(
     if entries:
         _logit_bias_kernel[(triton.cdiv(entries, BLOCK_BIAS),)](
             logits,
-            rows,
-            token_ids,
-            bias,
+            rows.contiguous(),
+            token_ids.contiguous(),
+            bias.contiguous(),
             logits.stride(0),
             entries,
             BLOCK=BLOCK_BIAS,

@@ -26,6 +26,12 @@ CAPACITY = 4096
 
 _GREEDY = tl.constexpr(GREEDY_TEMPERATURE)
 
+#: One number a row or block, in slices of any alignment: one compiled variant serves them all.
+_ANY_ALIGNMENT = [
+    *("temperature_ptr", "top_k_ptr", "top_p_ptr", "min_p_ptr", "seed_ptr", "position_ptr"),
+    *("max_ptr", "sum_ptr", "best_ptr", "best_id_ptr", "threshold_ptr", "out_ptr"),
+]
+
 
 @triton.jit
 def _is_filtered(temperature, top_k, top_p, min_p, vocab):
@@ -47,7 +53,7 @@ def _store_best(score, token, best_ptr, best_id_ptr, at):
     tl.store(best_id_ptr + at, tl.min(token, axis=0) + index)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ANY_ALIGNMENT)
 def _stats_kernel(
     logits_ptr,
     temperature_ptr,
@@ -89,7 +95,7 @@ def _stats_kernel(
             _store_best(score, token, best_ptr, best_id_ptr, at)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ANY_ALIGNMENT)
 def _threshold_kernel(
     logits_ptr,
     temperature_ptr,
@@ -115,7 +121,8 @@ def _threshold_kernel(
         split = tl.arange(0, BLOCK_SPLITS)
         tops = tl.load(max_ptr + row * splits + split, mask=split < splits, other=-float("inf"))
         sums = tl.load(sum_ptr + row * splits + split, mask=split < splits, other=0.0)
-        top = tl.max(tops, axis=0)
+        # Adding zero: the search knows no -0.
+        top = tl.max(tops, axis=0) + 0.0
         mass = tl.sum(sums * tl.exp(tops - top), axis=0)
         source = logits_ptr + row * logits_stride
         scratch = scratch_ptr + row * CAPACITY
@@ -163,7 +170,7 @@ def _threshold_kernel(
         tl.store(threshold_ptr + row, threshold)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ANY_ALIGNMENT)
 def _filtered_kernel(
     logits_ptr,
     temperature_ptr,
@@ -201,7 +208,7 @@ def _filtered_kernel(
             tl.store(best_id_ptr + at, tl.program_id(1) * BLOCK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_ANY_ALIGNMENT)
 def _choose_kernel(best_ptr, best_id_ptr, out_ptr, splits, BLOCK_SPLITS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     split = tl.arange(0, BLOCK_SPLITS)
@@ -230,7 +237,8 @@ def sample(
     best_id = torch.empty((batch, splits), dtype=torch.int32, device=device)
     threshold = torch.empty(batch, dtype=torch.float32, device=device)
     scratch = torch.empty((batch, CAPACITY), dtype=torch.float32, device=device)
-    params = (temperature, top_k, top_p, min_p)
+    per_row = (temperature, top_k, top_p, min_p, seeds, positions)
+    *params, seeds, positions = (tensor.contiguous() for tensor in per_row)
     grid = (batch, splits)
     block_splits = triton.next_power_of_2(splits)
     _stats_kernel[grid](

@@ -17,9 +17,9 @@ def test_penalties(random, run, dtype):
     logits = torch.randn(3, VOCAB, generator=random).to(dtype)
     counts = torch.randint(-3, 4, (3, VOCAB), generator=random).clamp(min=0).int()
     prompt = torch.rand(3, VOCAB, generator=random) < 0.3
-    frequency = torch.tensor([0.5, 0.0, -1.0])
-    presence = torch.tensor([0.0, 0.0, 0.7])
-    repetition = torch.tensor([1.0, 1.0, 1.3])
+    # Columns of one table, as the engine keeps them: not contiguous.
+    strengths = torch.tensor([[0.5, 0.0, 1.0], [0.0, 0.0, 1.0], [-1.0, 0.7, 1.3]])
+    frequency, presence, repetition = strengths.unbind(1)
     expected = logits.double()
     for row in range(3):
         for token in range(VOCAB):
@@ -41,8 +41,8 @@ def test_penalties(random, run, dtype):
 )
 def test_logit_bias(random, run):
     logits = torch.randn(4, 50, generator=random)
-    rows = torch.tensor([0, 0, 3, -1, 2], dtype=torch.int32)
-    ids = torch.tensor([49, 3, 0, 7, 11], dtype=torch.int32)
+    where = torch.tensor([[0, 49], [0, 3], [3, 0], [-1, 7], [2, 11]], dtype=torch.int32)
+    rows, ids = where.unbind(1)
     bias = torch.tensor([1.5, -100.0, -torch.inf, 9.0, 0.25])
     expected = logits.clone()
     for row, token, value in ((0, 49, 1.5), (0, 3, -100.0), (3, 0, -torch.inf), (2, 11, 0.25)):

@@ -18,8 +18,8 @@ CHI_SQUARE = {1: 15.14, 2: 18.42, 3: 21.11, 7: 29.88}
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks, a bracket that outgrows the scratch row, and then one that fits."""
-    monkeypatch.setattr(triton_sample, "BLOCK", 128)
-    monkeypatch.setattr(triton_sample, "SCAN_BLOCK", 128)
+    monkeypatch.setattr(triton_sample, "BLOCK", 256)
+    monkeypatch.setattr(triton_sample, "SCAN_BLOCK", 256)
     monkeypatch.setattr(triton_sample, "CAPACITY", 32)
 
 
@@ -109,6 +109,27 @@ def test_ties_with_the_last_one_kept_are_kept(filters):
     assert torch.equal(first, tokens[:2])
 
 
+@pytest.mark.parametrize("kind", ["zeros of both signs", "coarse", "exponential"])
+def test_kernel_on_hard_values(random, monkeypatch, kind):
+    """Values that all tie, that tie in groups around zero, and that crowd at one end."""
+    monkeypatch.setattr(triton_sample, "CAPACITY", 8)
+    logits = torch.randn(3, 150, generator=random)
+    if kind == "zeros of both signs":
+        logits = torch.where(logits > 0, 0.0, -0.0)
+    elif kind == "coarse":
+        logits = (2 * logits).round() / 2
+    else:
+        logits = -(8 * logits.abs()).exp()
+    args = batch(
+        logits,
+        temperature=0.6,
+        top_k=torch.tensor([60, -1, 140]),
+        top_p=torch.tensor([1.0, 0.6, 0.9]),
+        seeds=torch.arange(3),
+    )
+    assert torch.equal(triton_sample.sample(*args), reference.sample(*args))
+
+
 @pytest.mark.parametrize("run", RUNS, ids=IDS)
 def test_forbidden_tokens_and_whole_blocks_of_them(random, run):
     logits = torch.full((6, 300), -torch.inf)
@@ -143,14 +164,17 @@ def test_a_row_does_not_depend_on_the_others(random, run):
 
 
 @pytest.mark.parametrize("run", RUNS, ids=IDS)
-def test_strided_logits(random, run):
+def test_strided_logits_and_parameters(random, run):
     wide = torch.randn(6, 400, generator=random)
     args = batch(
         wide[::2, :200],
         temperature=torch.tensor([1.0, 0.0, 0.5]),
         top_k=torch.tensor([0, 0, 7]),
     )
-    assert torch.equal(run(*args), run(args[0].contiguous(), *args[1:]))
+    expected = run(args[0].contiguous(), *args[1:])
+    table = torch.stack(args[1:5:2], dim=1)
+    strided = (args[0], table[:, 0], args[2], table[:, 1], *args[4:])
+    assert torch.equal(run(*strided), expected)
 
 
 def chi_square(tokens, probs):

