@@ -18,11 +18,14 @@ from hpcserve.errors import ConfigError
 
 @dataclass(frozen=True)
 class EngineConfig:
+    """dp_rank: which replica this engine is; set by whoever starts it, no option."""
+
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
+    dp_rank: int = 0
 
     @classmethod
     def from_options(cls, values: Mapping[str, Any]) -> EngineConfig:

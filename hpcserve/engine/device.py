@@ -46,9 +46,14 @@ def resolve_dtype(asked: str, checkpoint_dtype: str, device: torch.device) -> to
     return _DTYPES[name]
 
 
-def cpu_threads(asked: int | None) -> int:
-    """Threads for torch on a CPU: all cores this process may use but one, at least one."""
-    return asked if asked is not None else max(1, len(os.sched_getaffinity(0)) - 1)
+def cpu_threads(asked: int | None, sharers: int = 1) -> int:
+    """Threads for torch on a CPU: this rank's share of the cores but one, at least one.
+
+    sharers: ranks on this node.
+    """
+    if asked is not None:
+        return asked
+    return max(1, (len(os.sched_getaffinity(0)) - 1) // sharers)
 
 
 @contextmanager

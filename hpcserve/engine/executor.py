@@ -32,6 +32,10 @@ class Executor(ABC):
     def submit(self, step: SchedulerOutput) -> StepHandle:
         """Issue a step. Returns at once where the device works asynchronously."""
 
+    def check(self) -> None:
+        """Raise EngineDeadError where a worker is gone; cheap, called between steps."""
+        return  # a worker in this process has no other way to be gone
+
     @abstractmethod
     def shutdown(self) -> None:
         """Free the device; further calls are errors."""

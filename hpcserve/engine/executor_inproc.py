@@ -13,11 +13,8 @@ class InprocExecutor(Executor):
     """Raises on construction what the worker raises: the model or the options are unusable."""
 
     def __init__(self, config: EngineConfig) -> None:
-        if config.parallel.tp_size * config.parallel.pp_size > 1:
-            raise ConfigError(
-                f"tp_size {config.parallel.tp_size} x pp_size {config.parallel.pp_size}: "
-                "this executor runs one rank"
-            )
+        if config.parallel.replica_size > 1:
+            raise ConfigError(f"{config.parallel.product()}: this executor runs one rank")
         self._worker: Worker | None = Worker(config)
         self.info = self._worker.info
 

@@ -13,7 +13,8 @@ from hpcserve import registry
 from hpcserve.attention.base import AttentionBackend
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.config.engine import EngineConfig
-from hpcserve.distributed.parallel_state import TensorParallel
+from hpcserve.distributed.process_group import RankState, alone
+from hpcserve.distributed.topology import Topology
 from hpcserve.engine.attention_choice import choose_attention
 from hpcserve.engine.device import (
     cpu_threads,
@@ -45,22 +46,26 @@ class Setup:
     context_length: int
     device: torch.device
     dtype: torch.dtype
-    tp: TensorParallel
+    ranks: RankState
 
 
 class Worker:
     """Built ready to run; `info` says what it found. All its errors are one-line HpcserveErrors."""
 
-    def __init__(self, config: EngineConfig, tp: TensorParallel | None = None) -> None:
+    def __init__(self, config: EngineConfig, ranks: RankState | None = None) -> None:
+        """ranks: this one's place among others, which build theirs at the same time."""
         self._timings_s: dict[str, float] = {}
         with self._timed("device"):
-            self.setup = _settle(config, tp or TensorParallel())
+            if ranks is None:
+                place = Topology(config.parallel).place(config.dp_rank)
+                ranks = alone(place)
+            self.setup = _settle(config, ranks)
         with self._timed("weights"):
             model = load_model(self.setup)
         names = self.setup.config.backend
         backend = self._backend(model, names.prefill_attention_backend or names.attention_backend)
         with self._timed("profile"):
-            num_pages = self._num_pages(model, backend)
+            num_pages = ranks.smallest(self._num_pages(model, backend))
         with self._timed("kv_cache"):
             self.runner = self._runner(model, backend, num_pages)
         if self.setup.device.type == "cuda" and names.enable_cuda_graph:
@@ -134,6 +139,9 @@ class Worker:
             vocab_size=setup.checkpoint.vocab_size,
             eos_token_ids=setup.checkpoint.eos_token_ids,
             device=setup.device,
+            stage=setup.ranks.model.stage,
+            hidden_size=setup.checkpoint.hidden_size,
+            dtype=setup.dtype,
         )
 
     def _num_pages(self, model: CausalLM, backend: AttentionBackend) -> int:
@@ -192,7 +200,14 @@ def load_model(setup: Setup) -> CausalLM:
         )
     entry: type[CausalLM] = registry.load("hpcserve.models", checkpoint.model_type).EntryClass
     with torch.inference_mode(), default_dtype_and_device(setup.dtype, setup.device):
-        model = entry(checkpoint, setup.tp, setup.context_length)
+        parallel = setup.ranks.model
+        model = entry(
+            checkpoint,
+            parallel.tp,
+            setup.context_length,
+            stage=parallel.stage,
+            experts=parallel.experts,
+        )
         if config.model.load_format == "dummy":
             fill_dummy_weights(model, config.scheduler.random_seed)
         else:
@@ -200,10 +215,11 @@ def load_model(setup: Setup) -> CausalLM:
     return model.eval()
 
 
-def _settle(config: EngineConfig, tp: TensorParallel) -> Setup:
-    device = resolve_device(config.backend, tp.rank)
+def _settle(config: EngineConfig, ranks: RankState) -> Setup:
+    device = resolve_device(config.backend, ranks.place.local_rank)
     if device.type == "cpu":
-        torch.set_num_threads(cpu_threads(config.backend.cpu_threads))
+        sharers = config.parallel.ranks_per_node
+        torch.set_num_threads(cpu_threads(config.backend.cpu_threads, sharers))
     else:
         torch.cuda.set_device(device)
     checkpoint = CheckpointConfig.load(resolve_model(config.model.model, config.model.revision))
@@ -213,7 +229,7 @@ def _settle(config: EngineConfig, tp: TensorParallel) -> Setup:
         context_length=_context_length(config.model.context_length, checkpoint),
         device=device,
         dtype=resolve_dtype(config.model.dtype, checkpoint.torch_dtype, device),
-        tp=tp,
+        ranks=ranks,
     )
 
 

@@ -55,7 +55,7 @@ class OwnedEndpoint:
         self.remove()
 
 
-def create_endpoint(parent: Path | None = None) -> OwnedEndpoint:
+def create_endpoint(parent: Path | None = None, *, name: str = _SOCKET_FILE) -> OwnedEndpoint:
     """Make a new endpoint on this machine.
 
     A unix socket in a 0700 folder of `parent` (default: the temporary folder). Job systems like
@@ -63,11 +63,17 @@ def create_endpoint(parent: Path | None = None) -> OwnedEndpoint:
     """
     token = secrets.token_hex(16)
     folder = Path(tempfile.mkdtemp(prefix="hpcserve-", dir=parent))
-    path = folder / _SOCKET_FILE
+    path = folder / name
     if len(str(path).encode()) <= zmq.IPC_PATH_MAX_LEN:
         return OwnedEndpoint(folder, Endpoint(f"ipc://{path}", token))
     folder.rmdir()
     return OwnedEndpoint(None, Endpoint(f"tcp://127.0.0.1:{_free_port()}", token))
+
+
+def folder_of(endpoint: str) -> Path | None:
+    """The folder of an endpoint that is a socket file, None for a port."""
+    address = Endpoint.parse(endpoint).address
+    return Path(address.removeprefix("ipc://")).parent if address.startswith("ipc://") else None
 
 
 def _free_port() -> int:

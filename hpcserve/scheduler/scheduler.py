@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from hpcserve.config.scheduler import SchedulerConfig
 from hpcserve.errors import ContextLengthError, EngineError, QueueFullError
@@ -48,6 +49,9 @@ class Scheduler:
     """Continuous batching over one KV pool.
 
     context_length: most tokens of a request, prompt and output; at most the pool's size.
+    num_micro_batches: stages of a pipeline, each of which shall have a step of its own. Then a
+    request is in one step at a time, and steps tell what earlier ones sampled: the first stage
+    reads tokens that the last one made.
     """
 
     def __init__(
@@ -58,8 +62,12 @@ class Scheduler:
         *,
         context_length: int,
         eos_token_ids: Iterable[int] = (),
+        num_micro_batches: int = 1,
     ) -> None:
         self._config = config
+        self._num_micro_batches = num_micro_batches
+        # (request, position, token id) that no step has told yet.
+        self._untold: list[tuple[Request, int, int]] = []
         self._memory = RequestMemory(cache, num_pages)
         self._page_size = cache.page_size
         self.context_length = min(context_length, num_pages * cache.page_size)
@@ -157,12 +165,31 @@ class Scheduler:
         self._step_id += 1
         output, rows = step.build(self._step_id, self._released_slots)
         self._released_slots = []
+        if self._num_micro_batches > 1:
+            self._tell(output)
         self._in_flight.append((output, rows))
         return output
 
+    def _tell(self, output: SchedulerOutput) -> None:
+        """Add the tokens sampled since the step before; a request that left its slot needs none."""
+        told = [one for one in self._untold if one[0].status is RequestStatus.RUNNING]
+        self._untold = []
+        output.known_slots = np.array([request.slot for request, _, _ in told], np.int32)
+        output.known_positions = np.array([position for _, position, _ in told], np.int32)
+        output.known_token_ids = np.array([token_id for _, _, token_id in told], np.int32)
+
+    def _decodes_of_a_step(self) -> list[Request]:
+        """The running requests that may decode now; of a pipeline's, a stage's share."""
+        running = list(self._running.values())
+        if self._num_micro_batches == 1:
+            return running
+        decoding = [r for r in running if r.num_tokens - r.num_computed == 1 and self._may_run(r)]
+        share = -(-len(decoding) // self._num_micro_batches)
+        return [request for request in decoding if not request.num_pending][:share]
+
     def _add_decodes(self, step: StepBuilder) -> None:
         page_size = self._page_size
-        for request in list(self._running.values()):
+        for request in self._decodes_of_a_step():
             start = request.num_computed
             # The same as _add_row for one token, without what only prompts need: this loop runs
             # for every request in every step.
@@ -359,6 +386,8 @@ class Scheduler:
             token_id = tokens[row]
             request.output_token_ids.append(token_id)
             self._output_tokens += 1
+            if self._num_micro_batches > 1:
+                self._untold.append((request, request.num_known - 1, token_id))
             updates.append(TokenUpdate(request, row, token_id, self._ended(request, token_id)))
         return updates
 
