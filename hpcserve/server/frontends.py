@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
+from typing import Any
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.server import ServerConfig
@@ -23,7 +24,7 @@ from hpcserve.engine.supervisor import child_environment, exit_reason
 from hpcserve.errors import EngineDeadError, EngineStartError, UsageError
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.log import get_logger
-from hpcserve.server.run import INTERRUPTED, serving_line
+from hpcserve.server.run import INTERRUPTED, serving_line, startup_line
 
 logger = get_logger(__name__)
 
@@ -131,7 +132,10 @@ async def serve_frontends(
     if engine.parallel.dp_size > 1:
         raise UsageError("--api-workers needs --dp-size 1; a replica has a server of its own")
     config = with_model_folder(engine)
-    order = {"engine": config.to_options(), "server": dataclasses.asdict(options)}
+    order: dict[str, object] = {
+        "engine": config.to_options(),
+        "server": dataclasses.asdict(options),
+    }
     frontends = [Frontend(index, order, one) for index, one in enumerate(listeners)]
     signals = _Signals(frontends)
     try:
@@ -141,6 +145,7 @@ async def serve_frontends(
             endpoint = client.replicas[0].endpoint
             await asyncio.gather(*(frontend.connect(endpoint) for frontend in frontends))
             signals.starting = None
+            logger.info("%s", startup_line(client))
             print(serving_line(options, listeners[0], config), flush=True)
             await _watch(client, frontends, signals)
     except asyncio.CancelledError:
@@ -167,7 +172,8 @@ async def _watch(client: EngineClient, frontends: list[Frontend], signals: _Sign
             if task.done():
                 task.result()
     finally:
-        for task in (died, served, *keeping):
+        waiting: list[asyncio.Future[Any]] = [died, served, *keeping]
+        for task in waiting:
             task.cancel()
 
 
