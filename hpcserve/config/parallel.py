@@ -44,7 +44,9 @@ class ParallelConfig:
     nnodes: int = option(
         1, "--nnodes", help="nodes that run this same command; in a SLURM job set by the launcher"
     )
-    node_rank: int = option(0, "--node-rank", help="which of them this one is; 0 is the head, which serves")
+    node_rank: int = option(
+        0, "--node-rank", help="which of them this one is; 0 is the head, which serves"
+    )
     dist_init_addr: str | None = option(
         None,
         "--dist-init-addr",
