@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -25,7 +24,7 @@ class CausalLM(nn.Module, ABC):
     packed_modules: name of a checkpoint's module -> (name of the fused module, its shard id).
     """
 
-    packed_modules: ClassVar[Mapping[str, tuple[str, ShardId]]] = {}
+    packed_modules: Mapping[str, tuple[str, ShardId]] = {}
     #: Layers of this stage that hold KV, KV heads of this rank, and their size: what the pool needs.
     num_layers: int
     num_heads: int

@@ -18,3 +18,12 @@ def test_dense(kit, folder_of, expected, layout):
         assert kit.texts(llm) == expected("qwen3")
         assert llm.stats().num_running == 0
     assert [one for one in kit.children() if one not in before] == []
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layout"),
+    [("qwen3_moe", "tp=2 ep=2"), ("qwen2_moe", "tp=2"), ("mixtral", "tp=4 ep=2")],
+)
+def test_experts(kit, folder_of, expected, model_type, layout):
+    with LLM(str(folder_of(model_type)), **kit.options, **options_of(layout)) as llm:
+        assert kit.texts(llm) == expected(model_type)
