@@ -16,6 +16,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from hpcserve.config.parallel import ParallelConfig, split_address
 from hpcserve.distributed.comm_base import Communicator
 from hpcserve.distributed.comm_torch import TorchComm
+from hpcserve.distributed.link_check import check_links
 from hpcserve.distributed.parallel_state import (
     ExpertParallel,
     ModelParallel,
@@ -23,7 +24,6 @@ from hpcserve.distributed.parallel_state import (
     TensorParallel,
 )
 from hpcserve.distributed.topology import Place, Topology
-from hpcserve.distributed.link_check import check_links
 from hpcserve.errors import EngineStartError
 from hpcserve.log import get_logger
 
