@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,19 @@ import click
 from hpcserve.cli._jobs import JOB_SECTIONS, LAUNCHERS, layered_options, layered_settings
 from hpcserve.cli.options import SectionedCommand, config_options, engine_config
 from hpcserve.config.batch import BatchConfig, RowDefaults
-from hpcserve.config.cluster import ClusterConfig
 from hpcserve.config.engine import EngineConfig
-from hpcserve.config.job import JobConfig
 from hpcserve.config.load import ENGINE_CONFIGS, Setting, build
-from hpcserve.config.slurm import SlurmConfig
 from hpcserve.errors import ConfigError
 from hpcserve.log import setup_logging
 
 EXIT_FAILED_ROWS = 3
-BATCH_CONFIGS = (
-    BatchConfig,
-    RowDefaults,
-    SlurmConfig,
-    ClusterConfig,
-    JobConfig,
-    *ENGINE_CONFIGS,
-)
+SECTIONS: dict[str, Sequence[type[Any]]] = {
+    "Batch": [BatchConfig],
+    "Sampling, for rows that do not say": [RowDefaults],
+    **JOB_SECTIONS,
+    "Engine": ENGINE_CONFIGS,
+}
+BATCH_CONFIGS = tuple(config for configs in SECTIONS.values() for config in configs)
 
 
 class _CommandWithVerbs(SectionedCommand):
@@ -71,14 +67,7 @@ class _CommandWithVerbs(SectionedCommand):
     help="auto: as a job where there is SLURM and this is no allocation of it; local: here, now",
 )
 @layered_options
-@config_options(
-    {
-        "Batch": [BatchConfig],
-        "Sampling, for rows that do not say": [RowDefaults],
-        **JOB_SECTIONS,
-        "Engine": ENGINE_CONFIGS,
-    }
-)
+@config_options(SECTIONS)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -99,7 +88,7 @@ def command(
     """
     setup_logging()
     settings = layered_settings(ctx, BATCH_CONFIGS, cluster, preset)
-    batch = _with_input(build(BatchConfig, settings), input_argument)
+    batch = with_input(build(BatchConfig, settings), input_argument)
     engine, defaults = engine_config(settings, None), build(RowDefaults, settings)
     if launcher == "slurm" or (launcher == "auto" and _as_job(batch)):
         _submit(ctx, batch, settings, engine)
@@ -166,7 +155,7 @@ def show(output: str, questions: str | None, limit: int, failed: bool) -> None:
 command.verbs = {"show": show}
 
 
-def _with_input(batch: BatchConfig, argument: str | None) -> BatchConfig:
+def with_input(batch: BatchConfig, argument: str | None) -> BatchConfig:
     """The input stands without a flag, or as `-i`, as `vllm run-batch` takes it."""
     if argument and batch.input and argument != batch.input:
         raise ConfigError(f"the input is given twice: {argument} and {batch.input}")

@@ -117,6 +117,25 @@ def test_render_prints_the_script_alone(slurm):
     subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
 
 
+def test_render_batch_prints_what_batch_would_submit(slurm, tmp_path):
+    words = ["a b.jsonl", "-o", "out.jsonl", "--run-dir", str(tmp_path / "run"), "--top-k", "7"]
+    shown = run("render", "batch", *words).stdout
+    subprocess.run(["bash", "-n"], input=shown, text=True, check=True)
+    assert shown.startswith("#!/bin/bash")
+    assert "#   top_k = 7  (command line)" in shown
+    assert slurm.calls("sbatch") == []
+    assert not (tmp_path / "run").exists()
+    run("batch", *words, "--launcher", "slurm")
+    assert find("4711").job_dir.script.read_text() == shown
+
+
+@pytest.mark.parametrize("verb", [["render", "batch"], ["batch", "--launcher", "slurm"]])
+def test_a_job_takes_no_pipe(slurm, verb):
+    done = run(*verb, "-", "-o", "out.jsonl", code=2)
+    assert "--launcher local" in done.output
+    assert slurm.calls("sbatch") == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
