@@ -65,9 +65,8 @@ def write_sparse_model(folder: Path, tokenizer_from: Path) -> Path:
     from hpcserve.weights.loader import expected_tensors
 
     for file in tokenizer_from.iterdir():
-        if file.is_file() and file.name not in ("config.json", "generation_config.json"):
-            if not file.name.startswith("model"):
-                (folder / file.name).write_bytes(file.read_bytes())
+        if (file.is_file() and "token" in file.name) or "template" in file.name:
+            (folder / file.name).write_bytes(file.read_bytes())
     vocab_size = json.loads((tokenizer_from / "config.json").read_text())["vocab_size"]
     (folder / "config.json").write_text(json.dumps({**SPARSE_SHAPE, "vocab_size": vocab_size}))
     model = Qwen3MoeForCausalLM(CheckpointConfig.load(folder), TensorParallel(), 1024)

@@ -120,7 +120,8 @@ class ModelRunner:
         received = None if self.stage.is_first else self._take_over(rows)
         out = graphs.run(step.slots, step.num_computed, received)
         if not self.stage.is_last:
-            self._hand_on(out.logits)
+            # The next replay writes there, perhaps before this has left.
+            self._hand_on(out.logits.clone())
             return StepTensors(step.step_id, rows, np.zeros(0, dtype=np.int64))
         token_ids, logprobs = self.sampler.sample(
             out.logits, step.slots, step.num_computed + 1, out.slots, out.positions

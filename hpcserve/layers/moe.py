@@ -50,6 +50,11 @@ def packed_experts(
     return packed
 
 
+def _expert_part(shard_id: ShardId) -> tuple[int, int]:
+    assert isinstance(shard_id, tuple), "the shards of experts are (expert, part)"
+    return shard_id
+
+
 class _GateUp(nn.Module):
     """weight: [num_held, 2 * local size, hidden_size]; shard ids (expert, 0 gate or 1 up)."""
 
@@ -66,7 +71,7 @@ class _GateUp(nn.Module):
         )
 
     def _load(self, param: WeightParameter, loaded: torch.Tensor, shard_id: ShardId) -> None:
-        expert, part = shard_id  # type: ignore[misc]
+        expert, part = _expert_part(shard_id)
         target = param.data[expert - self._first].narrow(0, part * self._local, self._local)
         target.copy_(loaded.narrow(0, self._start, self._local))
 
@@ -87,7 +92,7 @@ class _Down(nn.Module):
         )
 
     def _load(self, param: WeightParameter, loaded: torch.Tensor, shard_id: ShardId) -> None:
-        expert, _ = shard_id  # type: ignore[misc]
+        expert, _ = _expert_part(shard_id)
         param.data[expert - self._first].copy_(loaded.narrow(1, self._start, self._local))
 
 
@@ -98,8 +103,9 @@ class Experts(nn.Module):
         super().__init__()
         held = parallel.experts(shape.num_experts)
         self.first_expert = held.start
-        self.add_module(GATE_UP, _GateUp(shape, held, parallel))
-        self.add_module(DOWN, _Down(shape, held, parallel))
+        # Named as in GATE_UP and DOWN.
+        self.expert_gate_up = _GateUp(shape, held, parallel)
+        self.expert_down = _Down(shape, held, parallel)
 
     def forward(
         self, hidden: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor
