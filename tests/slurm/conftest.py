@@ -26,6 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.path).is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.slurm)
+            # One Slurm, on one worker: two of them make each other wait on a small machine.
+            item.add_marker(pytest.mark.xdist_group("slurm"))
             if lacking:
                 reason = f"a real Slurm cannot run here: no {lacking}"
                 item.add_marker(pytest.mark.skip(reason=reason))
