@@ -93,6 +93,10 @@ def command(
     if launcher == "slurm" or (launcher == "auto" and _as_job(batch)):
         _submit(ctx, batch, settings, engine)
         return
+    if engine.parallel.node_rank > 0:
+        from hpcserve.engine.node_agent import run_agent
+
+        ctx.exit(run_agent(engine))
     # Here and not above: `--help` and a mistake in the options must not wait for it.
     from hpcserve.batch import client_engine
     from hpcserve.batch.run import run_batch

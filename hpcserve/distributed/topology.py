@@ -105,6 +105,10 @@ class Topology:
         first = node_rank * self.config.ranks_per_node
         return tuple(range(first, first + self.config.ranks_per_node))
 
+    def spans_nodes(self, dp_rank: int) -> bool:
+        """Whether a replica's ranks are on more than one node."""
+        return len({self.place(rank).node_rank for rank in self.replica(dp_rank)}) > 1
+
     def core_node(self, dp_rank: int) -> int:
         """The node on which a replica's core runs: that of its first rank."""
         return self.place(self.replica(dp_rank)[0]).node_rank

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from pathlib import Path
 
+from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.distributed.topology import Topology
 from hpcserve.engine.executor import Executor, StepHandle
@@ -40,6 +41,8 @@ _POLL_MS = 100
 _STOP_S = 5.0
 #: After the first sign of a fault: time for those of the others, to tell cause from effect.
 _BLAME_S = 0.5
+#: A rank that beats twice a second and has not for so long is suspect.
+_MISSED_S = 1.5
 
 
 class RemoteStep(StepHandle):
@@ -60,12 +63,9 @@ class MpExecutor(Executor):
     """Raises on construction what its ranks raised, or EngineStartError.
 
     folder: where the socket's file goes, so that whoever owns the folder can remove it.
-    endpoint: where the ranks find us; default: a new one on this machine.
     """
 
-    def __init__(
-        self, config: EngineConfig, *, folder: Path | None = None, endpoint: Endpoint | None = None
-    ) -> None:
+    def __init__(self, config: EngineConfig, *, folder: Path | None = None) -> None:
         self._topology = Topology(config.parallel)
         self._ranks = self._topology.replica(config.dp_rank)
         self._output_rank = self._topology.output_rank(config.dp_rank)
@@ -80,7 +80,9 @@ class MpExecutor(Executor):
         self._failure: HpcserveError | None = None
         self._complaints: list[WorkerFailed] = []
         self._owned: OwnedEndpoint | None = None
-        if endpoint is None:
+        if config.worker_endpoint is not None:
+            endpoint = Endpoint.parse(config.worker_endpoint)
+        else:
             self._owned = create_endpoint(folder, name="workers.sock")
             endpoint = self._owned.endpoint
         self._channel = ExecutorChannel(endpoint)
@@ -136,19 +138,33 @@ class MpExecutor(Executor):
 
     def _culprit(self) -> HpcserveError:
         """The rank that is to blame: ranks that lost a peer fail as well, and may say so first."""
-        deadline = time.monotonic() + _BLAME_S
+        remote = len(self._processes) < len(self._ranks)
+        deadline = time.monotonic() + (_MISSED_S + _BLAME_S if remote else _BLAME_S)
         while (left := deadline - time.monotonic()) > 0:
             self._receive(int(left * 1000) + 1)
         ended = [rank for rank, process in self._processes.items() if not process.is_alive]
         killed = [rank for rank in ended if self._processes[rank].was_killed]
         if killed:
             return self._dead(killed[0], self._processes[killed[0]].end_reason())
+        lost = self._lost_ranks()
+        if lost and not any(one.is_own_fault for one in self._complaints):
+            return self._dead(lost[0], "it is gone; the log of its node says why")
         if self._complaints:
             first = min(self._complaints, key=lambda one: not one.is_own_fault)
             error = self._dead(first.rank, first.reason)
             error.exit_code = first.exit_code
             return error
         return self._dead(ended[0], self._processes[ended[0]].end_reason())
+
+    def _lost_ranks(self) -> list[int]:
+        """Ranks of other nodes that have stopped giving signs of life."""
+        complaining = {one.rank for one in self._complaints}
+        now = time.monotonic()
+        return [
+            rank
+            for rank, (seen, _) in self._beats.items()
+            if rank not in self._processes and rank not in complaining and now - seen > _MISSED_S
+        ]
 
     def _check_silence(self) -> None:
         now = time.monotonic()
@@ -206,9 +222,16 @@ class MpExecutor(Executor):
             self._channel.broadcast(self._ranks[1:], self._store)
 
     def _wait_ready(self) -> WorkerInfo:
+        limit_s = envs.HPCSERVE_START_TIMEOUT_S.get()
+        deadline = time.monotonic() + limit_s
         while len(self._ready) < len(self._ranks):
             self._receive(_POLL_MS)
             self.check()
+            if time.monotonic() > deadline:
+                missing = [rank for rank in self._ranks if rank not in self._nodes]
+                late = missing or [rank for rank in self._ranks if rank not in self._ready]
+                what = "did not join" if missing else "was not ready"
+                raise self._dead(late[0], f"it {what} in {limit_s:g} s")
         self._serving = True
         now = time.monotonic()
         self._beats = dict.fromkeys(self._ranks, (now, 0))

@@ -154,8 +154,9 @@ def _meet(order: Order, steps: WorkerSocket) -> Store:
     config, place = order.config, order.place
     timeout_s = envs.HPCSERVE_START_TIMEOUT_S.get()
     if order.rank == Topology(config.parallel).replica(place.dp_rank)[0]:
-        store, port = process_group.host_store("127.0.0.1", timeout_s)
-        steps.send(StoreAddress("127.0.0.1", port))
+        address = process_group.own_address(config.parallel, place.dp_rank)
+        store, port = process_group.host_store(address, timeout_s)
+        steps.send(StoreAddress(address, port))
         return store
     message = steps.receive(int(timeout_s * 1000))
     if not isinstance(message, StoreAddress):

@@ -11,7 +11,7 @@ def options_of(layout: str) -> dict[str, int]:
     return {name: int(value) for name, value in (word.split("=") for word in layout.split())}
 
 
-@pytest.mark.parametrize("layout", ["tp=2", "tp=4", "pp=2", "pp=3", "tp=2 pp=2"])
+@pytest.mark.parametrize("layout", ["tp=2", "tp=4", "pp=3", "tp=2 pp=2"])
 def test_dense(kit, folder_of, expected, layout):
     before = set(kit.children())
     with LLM(str(folder_of("qwen3")), **kit.options, **options_of(layout)) as llm:
