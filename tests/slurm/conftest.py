@@ -21,6 +21,7 @@ ENGINE = f"{sys.executable} -m hpcserve.launcher.testing.fake_server"
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lacking = ", ".join(mini_slurm.missing())
     for item in items:
@@ -138,6 +139,18 @@ class Site:
         )
         said = json.loads(done.stdout)
         return Job(self, said["job_id"], Path(said["run_dir"]))
+
+    def job(self, job_id: str) -> Job:
+        said = json.loads(self.hpc("status", job_id, "--json", check=False).stdout)
+        return Job(self, job_id, Path(said["run_dir"]))
+
+    def with_command(self, env: dict[str, str]) -> dict[str, str]:
+        """`env` with `hpcserve` on its PATH, as after an installation."""
+        command = self.home / "bin" / "hpcserve"
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(f'#!/bin/bash\nexec {sys.executable} -m hpcserve "$@"\n')
+        command.chmod(0o755)
+        return {**env, "PATH": f"{command.parent}:{env['PATH']}"}
 
     def squeue(self, job_id: str) -> str:
         return self.slurm.run("squeue", "-h", "-t", "all", "-o", "%T", "-j", job_id).strip()
