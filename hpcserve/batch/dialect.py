@@ -13,7 +13,7 @@ from hpcserve.config.batch import BatchConfig, RowDefaults
 from hpcserve.errors import ConfigError
 
 #: `--id-column none`: rows are numbered. No column has this name.
-NO_COLUMN = "\0none"
+NO_COLUMN = "(no column)"
 
 
 def run_content(

@@ -6,6 +6,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgspec
+
 
 @dataclass(frozen=True)
 class EngineLimits:
@@ -15,8 +17,7 @@ class EngineLimits:
     max_total_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
+class PreparedRequest(msgspec.Struct, frozen=True):
     """A row that the engine can run: parsed and tokenised.
 
     num_tokens: of its prompt, and what its answer may come to.  payload: the engine's own.
@@ -28,8 +29,7 @@ class PreparedRequest:
     prefix: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class RowAnswer:
+class RowAnswer(msgspec.Struct, frozen=True):
     """body: OpenAI's response object, as msgspec can write it."""
 
     body: Any

@@ -13,7 +13,6 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -38,8 +37,7 @@ class DamagedShardError(Exception):
     """A committed shard is not whole; whoever reads it decides what that means."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowRecord:
+class RowRecord(msgspec.Struct, frozen=True):
     """row: within its shard.  payload: the row's line of the output, as JSON without a newline.
 
     latency_s: from the engine's taking the row to its answer.  finished_s: time of day of the

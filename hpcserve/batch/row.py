@@ -16,7 +16,6 @@ COMPLETION_URL = "/v1/completions"
 URLS = (CHAT_URL, COMPLETION_URL)
 EMBEDDING_URL = "/v1/embeddings"
 
-_ENVELOPE = ("body", "url", "method")
 # A batch has nobody to stream to: the whole answer is the same text.
 _STREAM_KEYS = ("stream", "stream_options")
 
@@ -100,7 +99,9 @@ class RowDialect:
             row.columns = record
         try:
             row.custom_id = self._custom_id(record, row)
-            if any(key in record for key in _ENVELOPE) and not self._maps_columns:
+            if (
+                "body" in record or "url" in record or "method" in record
+            ) and not self._maps_columns:
                 row.url, body = _openai_line(record)
             else:
                 row.url, body, row.unused = self._plain(record)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from hpcserve.batch import manifest as manifests
 from hpcserve.batch import progress
@@ -105,10 +106,27 @@ def _run(
         if len(run_dir.committed()) < len(manifest.shards):
             dialect = make_dialect(manifest, backend)
             worker = Worker(backend, batch, run_dir, manifest, inputs, dialect, stream)
-            asyncio.run(worker.run())
+            _run_loop(worker)
         result = finish_run(run_dir, manifest, output, batch.max_error_rate)
     progress.print_summary(result, place, stream)
     return result
+
+
+def _run_loop(worker: Worker) -> None:
+    """uvloop does in C what a row costs of an event loop; Windows has none."""
+    try:
+        import uvloop
+    except ImportError:
+        start: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+    else:
+        start = uvloop.run
+    thresholds = gc.get_threshold()
+    # Rows leave no cycles behind; looking for them after every 700 objects costs a sixth of all.
+    gc.set_threshold(100_000, 50, 50)
+    try:
+        start(worker.run())
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _manifest(

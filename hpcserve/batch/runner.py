@@ -25,7 +25,7 @@ from hpcserve.batch.report import BatchReport
 from hpcserve.batch.row import BatchRow, Failure
 from hpcserve.batch.suspects import Suspects
 from hpcserve.batch.window import Window
-from hpcserve.errors import EngineDeadError, EngineError, QueueFullError
+from hpcserve.errors import EngineDeadError, EngineError, IncompleteRunError, QueueFullError
 
 _QUEUE_FULL_WAIT_S = 0.05
 _SLOWEST_SHARE = 95
@@ -148,7 +148,8 @@ class BatchRunner:
         await self._try_suspects()
         while await self._fill():
             while self._queue:
-                await self._start_first()
+                if not self._start_at_once():
+                    await self._start_first()
 
     async def _try_suspects(self) -> None:
         """Each group alone, so that the engine's next death says more than the last."""
@@ -177,23 +178,36 @@ class BatchRunner:
 
     async def _start_first(self) -> None:
         """The first row of the queue leaves it at the moment when it is in flight."""
-        row = self._queue[0]
-        if row.failure is not None:
-            self.report.add_row(row)
-            self._queue.popleft()
-            self._finish_failed(row, row.failure)
+        if self._start_at_once():
             return
-        cuts, longest_s = row.shard.cut_short.get(row.number, (0, 0.0))
-        if cuts >= _MAX_CUTS:
-            self._queue.popleft()
-            self._finish_failed(row, _TOO_LONG, latency_s=longest_s)
-            return
-        request: PreparedRequest = row.request
+        request: PreparedRequest = self._queue[0].request
         await self._window.enter(request.num_tokens)
         if self.is_closing:
             self._window.leave(request.num_tokens)
             await asyncio.Event().wait()
-        self._queue.popleft()
+        self._launch(self._queue.popleft())
+
+    def _start_at_once(self) -> bool:
+        """Start the first row of the queue; False where it must wait for room."""
+        row = self._queue[0]
+        failure = row.failure
+        cuts, longest_s = 0, 0.0
+        if row.shard.cut_short:
+            cuts, longest_s = row.shard.cut_short.get(row.number, (0, 0.0))
+        if failure is not None or cuts >= _MAX_CUTS:
+            self.report.add_row(row)
+            self._queue.popleft()
+            self._finish_failed(row, failure or _TOO_LONG, latency_s=longest_s)
+            return True
+        if self.is_closing or not self._window.fits(row.request.num_tokens):
+            return False
+        self._window.take(row.request.num_tokens)
+        self._launch(self._queue.popleft())
+        return True
+
+    def _launch(self, row: BatchRow) -> None:
+        """Give a row to the engine, whose place in the window is taken."""
+        request: PreparedRequest = row.request
         if not row.tries:
             self.report.add_row(row)
             self.report.add_model(row.model, self._engine.model_names)
@@ -207,7 +221,7 @@ class BatchRunner:
         entry: InFlight | None = None
         try:
             answer = await self._ask(row, request)
-        except EngineError:
+        except (EngineError, IncompleteRunError):
             raise
         except asyncio.CancelledError:
             entry = self.in_flight.get(row.index)
@@ -231,7 +245,7 @@ class BatchRunner:
             except QueueFullError:
                 # The user has set a limit that is lower than the window.
                 await asyncio.sleep(_QUEUE_FULL_WAIT_S)
-            except EngineError:
+            except (EngineError, IncompleteRunError):
                 raise
             except ROW_ERRORS as error:
                 wait_s = self._policy.wait_before_retry(Failure.of(error), attempts)

@@ -90,7 +90,8 @@ def _packed(rows: Iterator[tuple[bytes, Any]]) -> tuple[Marks, Names]:
     for mark, name in rows:
         marks += mark.ljust(12, b"\0")[:12]
         # A row without a readable id has none in its output either; it is held by its mark alone.
-        block.append(hash((type(name).__name__, name)) if isinstance(name, str | int) else 0)
+        # As text: Parquet holds no other.
+        block.append(hash(str(name)) if isinstance(name, str | int) else 0)
         if len(block) == 1 << 14:
             names.append(np.array(block, np.int64))
             block = []

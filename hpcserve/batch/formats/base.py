@@ -33,8 +33,7 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     crc: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
+class RawRow(msgspec.Struct, frozen=True):
     """One row as it lies in the input.
 
     line: where a user finds it, from 1.  num_bytes: its share of the input.
