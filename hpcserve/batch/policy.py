@@ -41,12 +41,11 @@ class FailurePolicy:
                 "ends the run with the first; finished rows are kept"
             )
 
-    def after_failure(self, report: BatchReport, *, at_end: bool = False) -> None:
-        """Raise RowsFailedError where too many of the rows so far have failed."""
-        if report.num_rows < _MIN_ROWS and not at_end:
-            return
-        rate = report.num_failed / max(report.num_rows, 1)
-        if rate > self.max_error_rate:
+    def after_failure(self, report: BatchReport, num_pending: int) -> None:
+        """Raise RowsFailedError where too many rows have failed, even if those that are read but
+        not answered yet (`num_pending`) were all to be answered well: errors come first."""
+        num_rows = report.num_rows + num_pending
+        if num_rows >= _MIN_ROWS and report.num_failed > self.max_error_rate * num_rows:
             line, message = report.first_failure or (0, "in an earlier run")
             raise RowsFailedError(
                 f"{report.num_failed:,} of {report.num_rows:,} rows failed, more than "

@@ -287,7 +287,7 @@ class BatchRunner:
         status = journal.QUARANTINED if guilty else journal.FAILED
         record = RowRecord(row.number, status, payload, row.tries + 1, latency_s=latency_s)
         self._ledger.finish(row.shard, record)
-        self._policy.after_failure(self.report)
+        self._policy.after_failure(self.report, len(self._queue) + len(self.in_flight))
 
     def _accuse(self, rows: list[BatchRow]) -> None:
         """The engine died with these in it."""

@@ -133,7 +133,9 @@ def _run_again(ctx: click.Context, run_dir: Path, options: tuple[str, ...]) -> N
 
     cwd, argv = command_of(run_dir)
     with _inside(cwd):
-        batch.command.main([*argv, *options], prog_name="hpcserve batch", standalone_mode=False)
+        words = [*argv, *options]
+        code = batch.command.main(words, prog_name="hpcserve batch", standalone_mode=False)
+    ctx.exit(code or 0)
 
 
 @contextmanager
