@@ -50,13 +50,13 @@ def batch_request(
 
     Raises ConfigError for stdin and stdout, which a job has no part in.
     """
-    if "-" in (batch_config.input, batch_config.output):
+    if "-" in (*batch_config.inputs, batch_config.output):
         raise ConfigError("a job reads and writes files, not - ; --launcher local takes a pipe")
-    inputs, output = (
-        str(Path(one).absolute()) for one in (batch_config.input, batch_config.output)
+    *inputs, output = (
+        str(Path(one).absolute()) for one in (*batch_config.inputs, batch_config.output)
     )
-    words = batch_words(settings, _model_word(engine.model.model), [inputs], output)
-    paths = existing_paths(engine.model.model, inputs, str(Path(output).parent))
+    words = batch_words(settings, _model_word(engine.model.model), inputs, output)
+    paths = existing_paths(engine.model.model, *inputs, str(Path(output).parent))
     return make_request("batch", engine, settings, words, paths)
 
 

@@ -39,14 +39,14 @@ def render_submit(
 
 
 @command.command("batch", cls=SectionedCommand)
-@click.argument("input_argument", metavar="INPUT", required=False)
+@click.argument("input_arguments", metavar="INPUT...", nargs=-1)
 @layered_options
 @config_options(batch.SECTIONS)
 @click.pass_context
 def render_batch(
     ctx: click.Context,
     /,
-    input_argument: str | None,
+    input_arguments: tuple[str, ...],
     cluster: str | None,
     preset: str | None,
     **_: Any,
@@ -55,5 +55,5 @@ def render_batch(
     from hpcserve.cli._submission import batch_request, say_script
 
     settings = layered_settings(ctx, batch.BATCH_CONFIGS, cluster, preset)
-    files = batch.with_input(build(BatchConfig, settings), input_argument)
+    files = batch.with_inputs(build(BatchConfig, settings), input_arguments)
     say_script(batch_request(ctx, files, settings, engine_config(settings, None)))
