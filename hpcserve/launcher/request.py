@@ -143,7 +143,7 @@ def server_words(settings: Mapping[str, Setting], model: str) -> tuple[str, ...]
     fixed = ["--model", model] if model else []  # without one the engine takes its own
     fixed += ["--host", "0.0.0.0" if host.is_default else str(host.value)]
     fixed += ["--port", "0" if port.is_default else str(port.value)]
-    fixed += ["--drain-timeout", str(settings["drain_s"].value)]
+    fixed += ["--drain-timeout", str(settings["job_drain_s"].value)]
     return (*fixed, *option_words(kept, configs))
 
 

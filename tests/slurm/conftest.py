@@ -60,6 +60,9 @@ class Job:
         eventually(reached, f"job {self.job_id} {' or '.join(states)}", timeout, self.story)
         return self.status()
 
+    def eventually(self, holds: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+        eventually(holds, what, timeout, self.story)
+
     def until_beat(self, rank: int, key: str) -> None:
         """Until a rank's heartbeat carries `key`: the first one is before the engine's start."""
         eventually(lambda: bool(self.read(f"nodes/rank-{rank}.json")[key]), f"{key} of rank {rank}")
