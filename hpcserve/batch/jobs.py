@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from hpcserve.batch.files import STANDARD
 from hpcserve.batch.run_dir import RunDir
+from hpcserve.config.batch import BatchConfig
 from hpcserve.errors import ConfigError
 
 
-def run_jobs(argv: Sequence[str], num_jobs: int, *, fresh_output: str | None) -> None:
-    """Run all but one of the workers beside this process, and wait for none: they end when the
-    run's rows are finished, as this process does, and with it.
+@contextmanager
+def other_workers(argv: Sequence[str], batch: BatchConfig) -> Iterator[BatchConfig]:
+    """Within the block, all but one of the workers run beside this process. They end when the
+    run's rows are finished, or are told to when the block ends before.
 
-    fresh_output: forget the run for this output first, once for all of them.
+    Gives what this process has to do: starting over is done already, once for all of them.
     """
-    if fresh_output is not None:
-        RunDir.of_output(Path(fresh_output)).discard()
+    if STANDARD in (*batch.inputs, batch.output):
+        raise ConfigError("--jobs: workers cannot share stdin or stdout; name files")
+    num_jobs = batch.jobs
+    shares = [device_share(os.environ, number, num_jobs) for number in range(num_jobs)]
+    if batch.fresh:
+        output = Path(batch.output)
+        RunDir.of_output(output).discard()
+        output.unlink(missing_ok=True)
     words = [word for word in without_option(argv, "--jobs") if word not in _ONCE]
+    others = []
     for number in range(1, num_jobs):
-        environment = {**os.environ, **device_share(os.environ, number, num_jobs)}
+        environment = {**os.environ, **shares[number]}
         command = [sys.executable, "-m", "hpcserve", "batch", *words]
-        subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-    os.environ.update(device_share(os.environ, 0, num_jobs))
+        others.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+    os.environ.update(shares[0])
+    try:
+        yield dataclasses.replace(batch, fresh=False)
+    finally:
+        for other in others:
+            if other.poll() is None:
+                other.send_signal(signal.SIGTERM)
+        for other in others:
+            other.wait()
 
 
 _ONCE = ("--fresh", "--overwrite")

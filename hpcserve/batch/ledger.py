@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections import Counter, deque
@@ -27,6 +28,7 @@ from hpcserve.batch.manifest import Manifest
 from hpcserve.batch.run_dir import RunDir
 
 _FLUSH_BYTES = 1 << 20
+_IN_MEMORY_BYTES = 32 << 20
 
 
 class OpenShard:
@@ -224,15 +226,19 @@ class Ledger:
             shard.path.unlink(missing_ok=True)
 
     def _pieces(self, shard: OpenShard) -> Iterator[bytes]:
-        packed = [
-            os.pread(shard.descriptor, length, offset)
-            for offset, length in (place for place in shard.places if place is not None)
-        ]
-        summary = summarize(map(journal.unpack, packed))
+        def read() -> Iterator[bytes]:
+            for place in shard.places:
+                if place is not None:
+                    yield os.pread(shard.descriptor, place[1], place[0])
+
+        # Read twice where it is big, so that memory does not depend on the length of answers.
+        kept = list(read()) if shard.size < _IN_MEMORY_BYTES else None
+        summary = summarize(map(journal.unpack, kept or read()))
         yield journal.header(self._run_id, shard.number)
         yield RowRecord(journal.SUMMARY_ROW, journal.SUMMARY, msgspec.json.encode(summary)).pack()
-        for start in range(0, len(packed), 256):
-            yield b"".join(packed[start : start + 256])
+        packed = iter(kept or read())
+        while block := list(itertools.islice(packed, 64)):
+            yield b"".join(block)
 
 
 def summarize(records: Iterator[RowRecord]) -> dict[str, Any]:

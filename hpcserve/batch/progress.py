@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -15,13 +16,22 @@ from rich.table import Table
 from rich.text import Text
 
 from hpcserve.batch.report import BatchReport, RunResult
+from hpcserve.batch.worker_status import WorkerStatus
+
+_LOOK_S = 2.0
+
+
+#: Every worker of the run, this one too.
+Workers = Callable[[], list[WorkerStatus]]
 
 
 @contextmanager
-def shown(report: BatchReport, stream: TextIO, *, log_interval_s: float) -> Iterator[None]:
+def shown(
+    report: BatchReport, workers: Workers, stream: TextIO, *, log_interval_s: float
+) -> Iterator[None]:
     """While the block runs, its report is shown on `stream`, as fits a terminal or a log."""
     if stream.isatty():
-        view = _Bar(report)
+        view = _View(report, workers)
         with Live(view, console=Console(file=stream), refresh_per_second=4, transient=True):
             yield
         return
@@ -45,7 +55,8 @@ def progress_line(report: BatchReport) -> str:
     ]
     if report.num_failed:
         parts.append(f"{report.num_failed:,} failed")
-    parts.append(f"{report.output_tokens_per_s:,.0f} tokens/s")
+    per_s = report.num_prompt_tokens / max(report.wall_s, 1e-9)
+    parts.append(f"{per_s:,.0f} tokens/s in, {report.output_tokens_per_s:,.0f} out")
     parts.append(f"cache hits {report.cache_hit_rate:.0%}")
     parts.append(
         f"{duration(left)} left" if left is not None else f"{duration(report.wall_s)} so far"
@@ -117,19 +128,39 @@ def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count:,} rows"
 
 
-class _Bar:
+class _View:
     """What rich draws again and again; it reads the report when it is asked to draw."""
 
-    def __init__(self, report: BatchReport) -> None:
+    def __init__(self, report: BatchReport, workers: Workers) -> None:
         self._report = report
+        self._workers = workers
+        self._known: list[WorkerStatus] = []
+        self._next_look_s = 0.0
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
         row = Table.grid(padding=(0, 1), expand=True)
         row.add_column(ratio=1, min_width=10)
         row.add_column(no_wrap=True)
         bar = ProgressBar(total=1.0, completed=self._report.fraction_done or 0.0)
         row.add_row(bar, progress_line(self._report))
-        return row
+        return Group(row, *(Text(worker_line(one), style="dim") for one in self._alive()))
+
+    def _alive(self) -> list[WorkerStatus]:
+        """Where there are several: those that run, looked up now and then."""
+        if time.monotonic() >= self._next_look_s:
+            self._next_look_s = time.monotonic() + _LOOK_S
+            self._known = [one for one in self._workers() if one.is_alive]
+        return self._known if len(self._known) > 1 else []
+
+
+def worker_line(worker: WorkerStatus) -> str:
+    """Such as `node7-4711-a1b2c3: 1,234 rows, 2 failed, 51,000 tokens/s in, 812 out`."""
+    failed = f", {worker.num_failed:,} failed" if worker.num_failed else ""
+    return (
+        f"{worker.name}: {worker.num_rows:,} rows{failed}, "
+        f"{worker.num_prompt_tokens / worker.wall_s:,.0f} tokens/s in, "
+        f"{worker.num_output_tokens / worker.wall_s:,.0f} out"
+    )
 
 
 def _write_lines(

@@ -66,7 +66,7 @@ def scan_inputs(inputs: Sequence[InputFile], *, span_rows: int, id_column: str |
                     num_rows += scanned.span.num_rows
             if stat_of(one.path) != before:
                 raise InputError(f"{one.path} was changed while it was read; try again")
-            facts = (str(one.path), one.format, *before, digest.result())
+            facts = (str(one.path.absolute()), one.format, *before, digest.result())
             files.append(FileFacts(*facts, num_rows, reader.num_blank))
     if not shards:
         raise InputError(f"the input {', '.join(one.path for one in files)} has no rows")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,11 @@ import msgspec
 from hpcserve.batch import journal
 from hpcserve.batch.ledger import summarize
 from hpcserve.batch.manifest import Manifest
-from hpcserve.batch.progress import duration
+from hpcserve.batch.progress import duration, worker_line
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.verbs import manifest_of
 from hpcserve.batch.worker_status import WorkerStatus, read_all
 
-#: A worker that has said nothing for so long is taken for gone.
-_SILENT_S = 30.0
 _SUMS = (
     *("num_ok", "num_failed", "num_quarantined"),
     *("num_prompt_tokens", "num_output_tokens", "num_cached_tokens"),
@@ -33,7 +30,7 @@ def of_run(run_dir: RunDir) -> dict[str, Any]:
     manifest = manifest_of(run_dir)
     counts, errors = _counts(run_dir, manifest)
     workers = read_all(run_dir)
-    alive = [one for one in workers if _is_alive(one)]
+    alive = [one for one in workers if one.is_alive]
     num_done = counts["num_ok"] + counts["num_failed"]
     speed = sum(one.num_rows / one.wall_s for one in alive)
     left_s = (manifest.num_rows - num_done) / speed if speed else None
@@ -77,7 +74,7 @@ def as_text(found: dict[str, Any]) -> str:
         lines.append(f"time left {duration(found['seconds_left'])}")
     for one in found["workers"]:
         word = "runs" if one["alive"] else "ended" if one["ended"] else "gone"
-        lines.append(f"  {one['name']} {word}: {one['num_rows']:,} rows")
+        lines.append(f"  {word:5} {worker_line(msgspec.convert(one, WorkerStatus, strict=False))}")
     return "\n".join(lines)
 
 
@@ -117,10 +114,6 @@ def _add_journals(
     for name in _SUMS:
         counts[name] += summary[name]
     errors.update(summary["errors"])
-
-
-def _is_alive(worker: WorkerStatus) -> bool:
-    return not worker.ended and time.time() - worker.updated_s < _SILENT_S
 
 
 def _state(run_dir: RunDir, manifest: Manifest, alive: list[WorkerStatus]) -> str:

@@ -27,7 +27,7 @@ from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.runner import BatchRunner
 from hpcserve.batch.scan import stat_of
 from hpcserve.batch.watch import Limits, Watch
-from hpcserve.batch.worker_status import WorkerFile, runs_without_progress
+from hpcserve.batch.worker_status import WorkerFile, read_all, runs_without_progress
 from hpcserve.config.batch import BatchConfig
 from hpcserve.errors import (
     EngineError,
@@ -87,7 +87,12 @@ class Worker:
             self._file.publish()
         self._ledger = Ledger(self._dir, self._manifest, self._owner.name, self._claims.release)
         records = OutputRecords(names)
-        shown = progress.shown(self.report, self._stream, log_interval_s=self._batch.log_interval_s)
+        shown = progress.shown(
+            self.report,
+            lambda: read_all(self._dir),
+            self._stream,
+            log_interval_s=self._batch.log_interval_s,
+        )
         try:
             with shown, self._signals():
                 while not self._claims.all_committed():

@@ -18,6 +18,8 @@ from hpcserve.log import get_logger
 log = get_logger(__name__)
 
 _MAX_POINTS = 240
+#: A worker that has said nothing for so long is taken for gone.
+_SILENT_S = 30.0
 
 
 class WorkerStatus(msgspec.Struct, kw_only=True):
@@ -52,6 +54,11 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     @property
     def wall_s(self) -> float:
         return max(self.updated_s - self.started_s, 1e-9)
+
+    @property
+    def is_alive(self) -> bool:
+        """It has not ended, and has said something lately."""
+        return not self.ended and time.time() - self.updated_s < _SILENT_S
 
 
 class WorkerFile:

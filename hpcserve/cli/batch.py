@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -107,14 +108,14 @@ def command(
     from hpcserve.batch import client_engine
     from hpcserve.batch.run import run_batch
 
-    argv = ctx.meta.get(_ARGV, ())
-    if batch.jobs > 1:
-        from hpcserve.batch.jobs import run_jobs
+    argv, seed = ctx.meta.get(_ARGV, ()), engine.scheduler.random_seed
+    with ExitStack() as stack:
+        if batch.jobs > 1:
+            from hpcserve.batch.jobs import other_workers
 
-        run_jobs(argv, batch.jobs, fresh_output=batch.output if batch.fresh else None)
-        batch = dataclasses.replace(batch, fresh=False)
-    backend = client_engine.ClientBackend(engine)
-    report = run_batch(backend, batch, defaults, seed=engine.scheduler.random_seed, argv=argv)
+            batch = stack.enter_context(other_workers(argv, batch))
+        backend = client_engine.ClientBackend(engine)
+        report = run_batch(backend, batch, defaults, seed=seed, argv=argv)
     if report.num_failed and report.first_failure:
         line, message = report.first_failure
         click.secho(

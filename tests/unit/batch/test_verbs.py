@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,11 +14,13 @@ from click.testing import CliRunner, Result
 
 from hpcserve.batch import client_engine
 from hpcserve.batch.deadline import Deadline
-from hpcserve.batch.jobs import device_share, without_option
+from hpcserve.batch.jobs import device_share, other_workers, without_option
 from hpcserve.batch.lease import Claims, Owner
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.verbs import manifest_of
+from hpcserve.batch.verify import verify_run
 from hpcserve.cli.main import main
+from hpcserve.config.batch import BatchConfig
 from hpcserve.errors import ConfigError
 from hpcserve.fake_engine import write_byte_tokenizer
 
@@ -129,3 +133,51 @@ def test_jobs_share_gpus_and_words() -> None:
     with pytest.raises(ConfigError, match="cannot be shared"):
         device_share(visible, 0, 3)
     assert without_option(["a", "--jobs", "3", "--jobs=3", "-o", "b"], "--jobs") == ["a", "-o", "b"]
+
+
+def test_two_commands_make_one_output(tmp_path: Path) -> None:
+    """Real processes, each with an engine process of its own."""
+    rows = [json.dumps({"prompt": f"row {n}", "max_tokens": 3}) + "\n" for n in range(120)]
+    (tmp_path / "in.jsonl").write_text("".join(rows))
+    (tmp_path / "echo").mkdir()
+    write_byte_tokenizer(tmp_path / "echo")
+    program = (
+        "import functools, sys\n"
+        "from hpcserve.batch import client_engine as c\n"
+        "c.ClientBackend = functools.partial(c.ClientBackend, module='hpcserve.fake_engine')\n"
+        "from hpcserve.cli.main import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    words = ["in.jsonl", "-o", "out.jsonl", "--model", "echo", "--shard-rows", "10"]
+    command = [sys.executable, "-c", program, "batch", *words]
+    done = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [one.wait(timeout=60) for one in done] == [0, 0]
+    assert verify_run(RunDir.of_output(tmp_path / "out.jsonl")).problems == []
+
+
+def test_jobs_start_the_same_command_beside_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[list[str], str]] = []
+
+    class Child:
+        def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
+            started.append((command, env["CUDA_VISIBLE_DEVICES"]))
+
+        def poll(self) -> int:
+            return 0
+
+        wait = poll
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    (tmp_path / "out.jsonl").write_text("old")
+    config = BatchConfig(inputs=("i",), output=str(tmp_path / "out.jsonl"), jobs=3, fresh=True)
+    words = ["i", "-o", "out.jsonl", "--jobs", "3", "--fresh"]
+    with other_workers(words, config) as mine:
+        assert not mine.fresh
+    assert [command[-3:] for command, _ in started] == [["i", "-o", "out.jsonl"]] * 2
+    assert [gpus for _, gpus in started] == ["5", "6"]
+    assert not (tmp_path / "out.jsonl").exists()
+    with pytest.raises(ConfigError, match="stdin"), other_workers([], BatchConfig(inputs=("-",))):
+        pass
