@@ -33,6 +33,7 @@ class Replica:
     ) -> None:
         self._owns_core = owns_core
         self.index = index
+        self.endpoint = endpoint
         self.ready: Ready | None = None
         self.dead: EngineDead | None = None
         #: True while it takes no new requests.
@@ -85,6 +86,10 @@ class Replica:
         """Queue a message; one that is gone or closed gets none."""
         if self.dead is None and not self.closed:
             self._channel.send(message)
+
+    def declare_gone(self, reason: str) -> None:
+        """Whoever started the core knows that it ended, and this process cannot."""
+        self._receive(EngineDead("core", reason))
 
     async def close(self, shutdown: FrontendMessage) -> None:
         """Free everything; a core that was started here ends, in order where it is ready."""

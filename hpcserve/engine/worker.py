@@ -23,6 +23,7 @@ from hpcserve.engine.device import (
     resolve_dtype,
 )
 from hpcserve.engine.executor import StepHandle
+from hpcserve.engine.kernel_cache import gpu_arch, use_driver_cache, use_kernel_folder
 from hpcserve.engine.model_runner import ModelRunner
 from hpcserve.engine.pool_size import largest_step, pages_on_cpu, pages_on_gpu
 from hpcserve.errors import ConfigError, UnsupportedModelError
@@ -216,7 +217,10 @@ def load_model(setup: Setup) -> CausalLM:
 
 
 def _settle(config: EngineConfig, ranks: RankState) -> Setup:
+    use_driver_cache()
     device = resolve_device(config.backend, ranks.place.local_rank)
+    cuda = device.type == "cuda"
+    use_kernel_folder(gpu_arch(torch.cuda.get_device_capability(device)) if cuda else None)
     if device.type == "cpu":
         sharers = config.parallel.ranks_per_node
         torch.set_num_threads(cpu_threads(config.backend.cpu_threads, sharers))
