@@ -26,6 +26,7 @@ from hpcserve.ipc.messages import (
     SchedulerOutput,
     StopWorker,
     StoreAddress,
+    TokenLogprobs,
     WorkerBeat,
     WorkerFailed,
     WorkerHello,
@@ -268,7 +269,9 @@ def joined(parts: list[ModelRunnerOutput]) -> ModelRunnerOutput:
     if len(parts) == 1:
         return parts[0]
     parts.sort(key=lambda part: part.dp_rank)
-    logprobs, prompts, first = {}, {}, 0
+    logprobs: dict[int, TokenLogprobs] = {}
+    prompts: dict[int, list[TokenLogprobs]] = {}
+    first = 0
     for part in parts:
         logprobs |= {first + row: entry for row, entry in (part.logprobs or {}).items()}
         prompts |= {first + row: entry for row, entry in (part.prompt_logprobs or {}).items()}

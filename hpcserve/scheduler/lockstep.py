@@ -119,5 +119,16 @@ def _rows(output: ModelRunnerOutput, first: int, count: int) -> ModelRunnerOutpu
 
 def _empty_step() -> SchedulerOutput:
     nothing = np.zeros(0, np.int32)
-    columns = [nothing] * 4
-    return SchedulerOutput(0, *columns, 0, [], [], nothing, nothing, nothing)
+    return SchedulerOutput(
+        step_id=0,
+        slots=nothing,
+        num_computed=nothing,
+        num_scheduled=nothing,
+        samples=nothing,
+        num_decodes=0,
+        released_slots=[],
+        new_requests=[],
+        new_page_slots=nothing,
+        new_page_indices=nothing,
+        new_page_ids=nothing,
+    )
