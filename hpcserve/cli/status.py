@@ -20,7 +20,7 @@ def command(job: str, as_json: bool) -> None:
     from hpcserve.launcher.resolve import find
     from hpcserve.launcher.status import status
 
-    one = status(find(job))
+    one = status(find(job), thorough=True)
     if as_json:
         print_json(one.as_json())
     else:

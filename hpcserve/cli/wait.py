@@ -30,7 +30,7 @@ def command(job: str, timeout: float | None, quiet: bool) -> None:
     deadline = None if timeout is None else time.monotonic() + timeout
     shown = None
     while True:
-        one = status(ref)
+        one = status(ref, thorough=True)
         if one.state is not shown and not quiet:
             click.echo(f"{one.job_id}: {one.state.value}", err=True)
             shown = one.state

@@ -49,7 +49,7 @@ class JobConfig:
     )
 
     template: str | None = option(
-        None, "--template", help="batch script template instead of the one in sbatch/"
+        None, "--sbatch-template", help="batch script template instead of the one in sbatch/"
     )
 
     def __post_init__(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,10 +42,24 @@ class LocalLauncher(Launcher):
 
 @contextlib.contextmanager
 def _deaf_to_the_terminal() -> Iterator[None]:
-    """Ctrl-C and a closed terminal are not meant for the job; ignored signals are inherited."""
+    """What a job started here inherits: no terminal, no pipe that somebody reads to its end.
+
+    submitit's controller takes our signals' settings and our standard streams as they are. Ctrl-C
+    and a closed terminal are not meant for the job, and ignored signals are inherited.
+    """
     before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGHUP)}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    streams = {number: os.dup(number) for number in (0, 1, 2)}
+    nowhere = os.open(os.devnull, os.O_RDWR)
     try:
+        for number in streams:
+            os.dup2(nowhere, number)
         yield
     finally:
+        for number, kept in streams.items():
+            os.dup2(kept, number)
+            os.close(kept)
+        os.close(nowhere)
         for one, handler in before.items():
             signal.signal(one, handler)

@@ -89,7 +89,7 @@ def is_here() -> bool:
     return True
 
 
-def jobs(job_ids: Iterable[str], *, timeout_s: float = 5.0) -> dict[str, SlurmJobInfo]:
+def jobs(job_ids: Iterable[str], *, timeout_s: float = 3.0) -> dict[str, SlurmJobInfo]:
     """Job id -> what SLURM knows; ids that it has forgotten are left out.
 
     Raises SlurmError where SLURM does not answer at all: that says nothing about the jobs.
@@ -109,7 +109,7 @@ def jobs(job_ids: Iterable[str], *, timeout_s: float = 5.0) -> dict[str, SlurmJo
     return {**found, **_from_accounting(missing, timeout_s)}
 
 
-def job(job_id: str, *, timeout_s: float = 5.0) -> SlurmJobInfo | None:
+def job(job_id: str, *, timeout_s: float = 3.0) -> SlurmJobInfo | None:
     """One job; for the id of a whole array, its first task."""
     found = jobs([job_id], timeout_s=timeout_s)
     return found.get(job_id) or next(iter(found.values()), None)

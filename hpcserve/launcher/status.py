@@ -22,6 +22,8 @@ from hpcserve.launcher.slurm_query import SlurmJobInfo
 
 #: A heartbeat older than this is no sign of life (clocks of nodes may differ by some seconds).
 STALE_S = 60.0
+#: One younger than this needs no second opinion; supervisors write every 5 s.
+FRESH_S = 12.0
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,14 @@ class JobStatus:
         return {**asdict(self), "state": self.state.value}
 
 
-def statuses(refs: list[JobRef]) -> list[JobStatus]:
-    """Every job's status, with one question to SLURM for all of them."""
+def statuses(refs: list[JobRef], *, thorough: bool = False) -> list[JobStatus]:
+    """Every job's status, with one question to SLURM for all of them.
+
+    SLURM is not asked about jobs whose supervisor has just spoken, unless `thorough`.
+    """
     refs = [_latest(ref) for ref in refs]
-    asked = [ref.job_id for ref in refs if not is_local(ref.job_id)]
+    slurm_jobs = [ref for ref in refs if not is_local(ref.job_id)]
+    asked = [ref.job_id for ref in slurm_jobs if thorough or not _has_spoken(ref)]
     try:
         known: Mapping[str, SlurmJobInfo] | None = slurm_query.jobs(asked)
     except SlurmError:
@@ -58,8 +64,17 @@ def statuses(refs: list[JobRef]) -> list[JobStatus]:
     return [_status(ref, known) for ref in refs]
 
 
-def status(ref: JobRef) -> JobStatus:
-    return statuses([ref])[0]
+def status(ref: JobRef, *, thorough: bool = False) -> JobStatus:
+    return statuses([ref], thorough=thorough)[0]
+
+
+def _has_spoken(ref: JobRef) -> bool:
+    """Whether the supervisor's last word stands: it is recent, or it is the last."""
+    said = read_json(ref.job_dir.state) or {}
+    if said.get("job_id") != ref.job_id or "state" not in said:
+        return False
+    fresh = abs(time.time() - said["heartbeat_at"]) < FRESH_S
+    return JobState(said["state"]).over or (fresh and said["state"] != JobState.PENDING)
 
 
 def _status(ref: JobRef, known: Mapping[str, SlurmJobInfo] | None) -> JobStatus:

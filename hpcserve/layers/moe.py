@@ -55,6 +55,12 @@ def _expert_part(shard_id: ShardId) -> tuple[int, int]:
     return shard_id
 
 
+def _expert_and_part(shard_id: ShardId) -> tuple[int, int]:
+    if not isinstance(shard_id, tuple):
+        raise TypeError(f"{shard_id!r} does not name an expert's part")
+    return shard_id
+
+
 class _GateUp(nn.Module):
     """weight: [num_held, 2 * local size, hidden_size]; shard ids (expert, 0 gate or 1 up)."""
 
@@ -98,6 +104,10 @@ class _Down(nn.Module):
 
 class Experts(nn.Module):
     """This rank's experts: what they add for each token, before the sum over the group."""
+
+    # Under the names that checkpoints' tensors are mapped to.
+    expert_gate_up: _GateUp
+    expert_down: _Down
 
     def __init__(self, shape: ExpertShape, parallel: ExpertParallel) -> None:
         super().__init__()

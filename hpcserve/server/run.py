@@ -20,6 +20,7 @@ from hpcserve.engine.client import CORE_MODULE, EngineClient
 from hpcserve.errors import EngineDeadError, OutputError, PortInUseError, UsageError
 from hpcserve.log import get_logger
 from hpcserve.server.app import create_app
+from hpcserve.server.wire import WireProtocol
 
 logger = get_logger(__name__)
 
@@ -151,7 +152,7 @@ async def _serve(
             model_name=options.served_model_name,
             api_key=options.api_key or envs.HPCSERVE_API_KEY.get(),
         )
-        server = _Server(_uvicorn_config(app))
+        server = _Server(uvicorn_config(app))
         shutdown.serves(server, client)
         name = app.state.context.model_name
         print(f"hpcserve serves {name} at {_url(options.host, listener)}", flush=True)
@@ -169,9 +170,11 @@ async def _stop_when_dead(client: EngineClient, server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-def _uvicorn_config(app: Any) -> uvicorn.Config:
+def uvicorn_config(app: Any) -> uvicorn.Config:
+    """Options of the HTTP server around `app`."""
     return uvicorn.Config(
         app,
+        http=WireProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -232,6 +232,8 @@ class MiniSlurm:
             if time.monotonic() > deadline:
                 raise SlurmError(f"job {job_id} was not requeued in {timeout:.0f} s")
             time.sleep(0.1)
+        # Part of SLURM's wait is needed: nodes refuse a job whose former run they still clean up.
+        time.sleep(2.5)
         self.run("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
     # ------------------------------------------------------------ teardown

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,25 @@ def test_render_prints_the_script_alone(slurm):
     subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
 
 
+def test_render_batch_prints_what_batch_would_submit(slurm, tmp_path):
+    words = ["a b.jsonl", "-o", "out.jsonl", "--run-dir", str(tmp_path / "run"), "--top-k", "7"]
+    shown = run("render", "batch", *words).stdout
+    subprocess.run(["bash", "-n"], input=shown, text=True, check=True)
+    assert shown.startswith("#!/bin/bash")
+    assert "#   top_k = 7  (command line)" in shown
+    assert slurm.calls("sbatch") == []
+    assert not (tmp_path / "run").exists()
+    run("batch", *words, "--launcher", "slurm")
+    assert find("4711").job_dir.script.read_text() == shown
+
+
+@pytest.mark.parametrize("verb", [["render", "batch"], ["batch", "--launcher", "slurm"]])
+def test_a_job_takes_no_pipe(slurm, verb):
+    done = run(*verb, "-", "-o", "out.jsonl", code=2)
+    assert "--launcher local" in done.output
+    assert slurm.calls("sbatch") == []
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -186,7 +206,7 @@ def write_state(job_dir, **values):
     base = {
         "state": "ready",
         "job_id": "4711",
-        "heartbeat_at": __import__("time").time(),
+        "heartbeat_at": time.time(),
         "cause": None,
     }
     job_dir.state.write_text(json.dumps({**base, **values}))
@@ -222,7 +242,7 @@ def test_state_is_the_supervisors_word_checked_by_slurm(slurm, queue, said, stat
     slurm.says("squeue", stdout=QUEUE.format(state=queue) if queue else "")
     if said is not None:
         write_state(find("4711").job_dir, **said)
-    found = status(find("4711"))
+    found = status(find("4711"), thorough=True)
     assert found.state is state
     assert (found.cause or "").startswith(cause or "")
     assert bool(found.cause) is bool(cause)
@@ -234,12 +254,21 @@ def test_a_slurm_that_does_not_answer_says_nothing_about_the_job(slurm, age, sta
     slurm.says(
         "squeue", stderr="slurm_load_jobs error: Unable to contact slurm controller\n", code=1
     )
-    import time
 
     write_state(find("4711").job_dir, heartbeat_at=time.time() - age)
     found = status(find("4711"))
     assert found.state is state
     assert found.slurm_state is None
+
+
+def test_a_supervisor_that_has_just_spoken_needs_no_second_opinion(slurm):
+    run("submit", "org/model")
+    write_state(find("4711").job_dir)
+    assert "ready" in run("ps").stdout
+    assert slurm.calls("squeue") == []
+    write_state(find("4711").job_dir, heartbeat_at=0)
+    run("ps")
+    assert len(slurm.calls("squeue")) == 1
 
 
 def test_wait_fails_at_once_for_a_dead_job(slurm):

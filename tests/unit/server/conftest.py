@@ -9,7 +9,7 @@ import uvicorn
 from hpcserve.config.engine import EngineConfig
 from hpcserve.fake_engine import FakeCore, fake_engine
 from hpcserve.server.app import create_app
-from hpcserve.server.run import bind
+from hpcserve.server.run import bind, uvicorn_config
 
 
 class Served:
@@ -43,7 +43,7 @@ async def _serve(folder, core, real, **options):
                 yield Served(http, client, core, "http://test")
             return
         listener = bind("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(app, ws="none", lifespan="off", log_config=None))
+        server = uvicorn.Server(uvicorn_config(app))
         # Not on the main thread: uvicorn must leave the signals of the test run alone.
         server.capture_signals = threading.RLock
         task = asyncio.create_task(server.serve(sockets=[listener]))
