@@ -21,6 +21,8 @@ from pathlib import Path
 #: left out.
 DENSE = ("tp=2", "pp=2", "dp=2", "tp=4", "tp=2 pp=2", "tp=2 dp=2", "pp=4", "tp=4 dp=2", "tp=2 pp=4")
 SPARSE = ("tp=2", "tp=2 ep=2", "pp=2", "tp=4 ep=4", "tp=4 ep=2", "tp=8 ep=8")
+#: Of the mixture of experts, with DP attention.
+SHARED = ("dp=2 ep=2", "tp=2 dp=2 ep=4", "dp=4 ep=4", "tp=2 dp=4 ep=8")
 NUM_PROMPTS = 24
 SPARSE_SHAPE = {
     "model_type": "qwen3_moe",
@@ -81,7 +83,9 @@ def write_sparse_model(folder: Path, tokenizer_from: Path) -> Path:
     return folder
 
 
-def texts_of(model: Path, device: str, layout: str) -> tuple[list[list[int]], float, float]:
+def texts_of(
+    model: Path, device: str, layout: str, shared: bool = False
+) -> tuple[list[list[int]], float, float]:
     """(token ids of every answer, seconds to start, seconds to answer)."""
     from hpcserve import LLM, SamplingParams
 
@@ -95,6 +99,7 @@ def texts_of(model: Path, device: str, layout: str) -> tuple[list[list[int]], fl
         max_total_tokens=16384,
         context_length=512,
         chunked_prefill_size=128,
+        enable_dp_attention=shared,
         **sizes,
     ) as llm:
         up = time.perf_counter()
@@ -116,12 +121,14 @@ def equality(args: argparse.Namespace) -> list[dict]:
         for name, model, layouts in (
             ("tiny-chat", tiny_chat_path(), DENSE),
             ("mixture", sparse, SPARSE),
+            ("mixture, DP attention", sparse, SHARED),
         ):
+            shared = layouts is SHARED
             expected, _, _ = texts_of(model, args.device, "one")
             for layout in layouts:
                 if num_ranks(layout) > args.gpus:
                     continue
-                found, start_s, run_s = texts_of(model, args.device, layout)
+                found, start_s, run_s = texts_of(model, args.device, layout, shared)
                 same = sum(a == b for a, b in zip(found, expected, strict=True))
                 rows.append(
                     {

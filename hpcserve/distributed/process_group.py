@@ -21,6 +21,7 @@ from hpcserve.distributed.parallel_state import (
     ExpertParallel,
     ModelParallel,
     PipelineStage,
+    ReplicaGather,
     TensorParallel,
 )
 from hpcserve.distributed.topology import Place, Topology
@@ -105,7 +106,7 @@ def join(
     """
     topology = Topology(config)
     place = topology.place(rank)
-    ranks = topology.replica(place.dp_rank)
+    ranks = topology.companions(place.dp_rank)
     own = ranks.index(rank)
     on_gpu = device.type == "cuda"
     _choose_interface(config, place.dp_rank)
@@ -125,8 +126,15 @@ def join(
         _stage(topology, place, ranks, pp_group),
     )
     slices = config.expert_group_size // config.expert_size
+    comm, replicas = model.tp.comm, ReplicaGather()
+    if config.enable_dp_attention:
+        expert_group = _own_group(ranks, rank, topology.expert_group)
+        dp_group = _own_group(ranks, rank, topology.dp_group)
+        assert expert_group is not None and dp_group is not None, "DP attention has two replicas"
+        comm = TorchComm(expert_group)
+        replicas = ReplicaGather(place.dp_rank, config.dp_size, TorchComm(dp_group))
     experts = ExpertParallel(
-        place.ep_rank, config.expert_size, place.expert_tp_rank, slices, model.tp.comm
+        place.ep_rank, config.expert_size, place.expert_tp_rank, slices, comm, replicas
     )
     if topology.spans_nodes(place.dp_rank):
         check_links(ranks, place, device)

@@ -23,7 +23,6 @@ from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.nodes import Nodes
 from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
 from hpcserve.engine.replica import Replica
-from hpcserve.engine.replica_stats import total_stats
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
 from hpcserve.engine.router import PrefixRouter
 from hpcserve.engine.supervisor import CORE_MODULE, start_error
@@ -53,6 +52,7 @@ from hpcserve.ipc.messages import (
 from hpcserve.log import get_logger
 from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
+from hpcserve.scheduler.lockstep import total_stats
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 # Faces import the engine from here alone.
@@ -139,7 +139,7 @@ class EngineClient:
             if config.parallel.nnodes > 1:
                 client._nodes = Nodes(config, client._on_node_lost, client._on_core_ended)
                 await client._nodes.wait()
-            for index in range(config.parallel.dp_size):
+            for index in range(config.parallel.num_cores):
                 client._replicas.append(await client._spawn(index))
             await client._wait_ready(timeout_s)
         except BaseException:

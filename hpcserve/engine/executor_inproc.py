@@ -6,7 +6,7 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.executor import Executor, StepHandle
 from hpcserve.engine.worker import Worker
 from hpcserve.errors import ConfigError, EngineDeadError
-from hpcserve.ipc.messages import SchedulerOutput
+from hpcserve.ipc.messages import LockstepOutput, SchedulerOutput
 
 
 class InprocExecutor(Executor):
@@ -18,9 +18,9 @@ class InprocExecutor(Executor):
         self._worker: Worker | None = Worker(config)
         self.info = self._worker.info
 
-    def submit(self, step: SchedulerOutput) -> StepHandle:
-        if self._worker is None:
-            raise EngineDeadError("the executor was shut down")
+    def submit(self, step: SchedulerOutput | LockstepOutput) -> StepHandle:
+        if self._worker is None or isinstance(step, LockstepOutput):
+            raise EngineDeadError("the executor was shut down, or is of one rank")
         return self._worker.submit(step)
 
     def shutdown(self) -> None:

@@ -10,6 +10,8 @@ import time
 from collections import deque
 from pathlib import Path
 
+import numpy as np
+
 from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.distributed.topology import Topology
@@ -19,10 +21,12 @@ from hpcserve.errors import EngineDeadError, EngineStartError, HpcserveError
 from hpcserve.ipc.endpoints import Endpoint, OwnedEndpoint, create_endpoint
 from hpcserve.ipc.messages import (
     FromWorker,
+    LockstepOutput,
     ModelRunnerOutput,
     SchedulerOutput,
     StopWorker,
     StoreAddress,
+    TokenLogprobs,
     WorkerBeat,
     WorkerFailed,
     WorkerHello,
@@ -67,8 +71,11 @@ class MpExecutor(Executor):
 
     def __init__(self, config: EngineConfig, *, folder: Path | None = None) -> None:
         self._topology = Topology(config.parallel)
-        self._ranks = self._topology.replica(config.dp_rank)
-        self._output_rank = self._topology.output_rank(config.dp_rank)
+        self._ranks = self._topology.companions(config.dp_rank)
+        dp_ranks = dict.fromkeys(self._topology.place(rank).dp_rank for rank in self._ranks)
+        self._output_ranks = [self._topology.output_rank(dp_rank) for dp_rank in dp_ranks]
+        # Of replicas that step together: the results of the oldest step, until all are here.
+        self._parts: dict[int, list[ModelRunnerOutput]] = {}
         self._watchdog_s = config.parallel.watchdog_timeout
         self._results: deque[ModelRunnerOutput] = deque()
         self._issued: deque[tuple[int, float]] = deque()
@@ -99,7 +106,7 @@ class MpExecutor(Executor):
 
     # ------------------------------------------------------------ steps
 
-    def submit(self, step: SchedulerOutput) -> StepHandle:
+    def submit(self, step: SchedulerOutput | LockstepOutput) -> StepHandle:
         self.check()
         self._channel.broadcast(self._ranks, step)
         self._issued.append((step.step_id, time.monotonic()))
@@ -200,7 +207,7 @@ class MpExecutor(Executor):
 
     def _handle(self, message: FromWorker) -> None:
         if isinstance(message, ModelRunnerOutput):
-            self._results.append(message)
+            self._take(message)
         elif isinstance(message, WorkerBeat):
             self._beats[message.rank] = (time.monotonic(), message.last_step)
             self._channel.send(message.rank, WorkerBeat(-1), BEATS)
@@ -215,6 +222,13 @@ class MpExecutor(Executor):
         else:
             self._nodes[message.rank] = message.node
             self._complaints.append(message)
+
+    def _take(self, part: ModelRunnerOutput) -> None:
+        parts = self._parts.setdefault(part.step_id, [])
+        parts.append(part)
+        if len(parts) == len(self._output_ranks):
+            del self._parts[part.step_id]
+            self._results.append(joined(parts))
 
     def _introduce(self) -> None:
         """Tell the ranks where they meet, once all of them can be reached."""
@@ -235,7 +249,7 @@ class MpExecutor(Executor):
         self._serving = True
         now = time.monotonic()
         self._beats = dict.fromkeys(self._ranks, (now, 0))
-        return self._ready[self._output_rank]
+        return self._ready[self._output_ranks[0]]
 
     def shutdown(self) -> None:
         if self._failure is None and len(self._ready) == len(self._ranks):
@@ -248,3 +262,19 @@ class MpExecutor(Executor):
         self._channel.close()
         if self._owned is not None:
             self._owned.remove()
+
+
+def joined(parts: list[ModelRunnerOutput]) -> ModelRunnerOutput:
+    """The results of replicas that stepped together: one's rows after another's."""
+    if len(parts) == 1:
+        return parts[0]
+    parts.sort(key=lambda part: part.dp_rank)
+    logprobs: dict[int, TokenLogprobs] = {}
+    prompts: dict[int, list[TokenLogprobs]] = {}
+    first = 0
+    for part in parts:
+        logprobs |= {first + row: entry for row, entry in (part.logprobs or {}).items()}
+        prompts |= {first + row: entry for row, entry in (part.prompt_logprobs or {}).items()}
+        first += len(part.sampled_token_ids)
+    sampled = np.concatenate([part.sampled_token_ids for part in parts])
+    return ModelRunnerOutput(parts[0].step_id, sampled, logprobs or None, prompts or None)

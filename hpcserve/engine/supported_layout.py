@@ -10,11 +10,13 @@ from hpcserve.errors import ConfigError
 def check_layout(config: EngineConfig) -> None:
     """Raises ConfigError with the nearest layout that works."""
     parallel = config.parallel
-    if parallel.enable_dp_attention:
+    if parallel.enable_dp_attention and (parallel.pp_size > 1 or parallel.nnodes > 1):
         raise ConfigError(
-            f"enable_dp_attention ({parallel.product()}) is not supported yet; leave it out: plain "
-            "--dp gives each replica all experts, and --tp with --ep splits them in a replica"
+            f"enable_dp_attention with pp_size {parallel.pp_size} and nnodes {parallel.nnodes} is "
+            "not supported yet; it runs with pp_size 1 on one node"
         )
+    if parallel.enable_dp_attention and config.scheduler.enable_overlap:
+        raise ConfigError("enable_dp_attention runs without --enable-overlap-schedule for now")
     topology = Topology(parallel)
     spanning = any(topology.spans_nodes(dp_rank) for dp_rank in range(parallel.dp_size))
     if parallel.dp_size > 1 and spanning:

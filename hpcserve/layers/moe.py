@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hpcserve.distributed.parallel_state import ExpertParallel
+from hpcserve.distributed.parallel_state import ExpertParallel, TensorParallel
 from hpcserve.layers.linear import ReplicatedLinear
 from hpcserve.layers.parameter import ShardId, WeightParameter, weight_parameter
 from hpcserve.ops import moe
@@ -127,7 +127,7 @@ class Experts(nn.Module):
 class SparseMoE(nn.Module):
     """[num_tokens, hidden_size] -> the same.
 
-    shared: an expert that every token takes, which must leave its sum over the group to us;
+    shared: an expert that every token takes, which must leave its sum over the TP group to us;
     `shared_expert_gate` then weights it.
     """
 
@@ -135,20 +135,38 @@ class SparseMoE(nn.Module):
         self,
         shape: ExpertShape,
         parallel: ExpertParallel,
+        tp: TensorParallel,
         *,
         shared: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self._shape = shape
         self._parallel = parallel
+        self._tp = tp
         self.gate = ReplicatedLinear(shape.hidden_size, shape.num_experts)
         self.experts = Experts(shape, parallel)
         self.shared_expert = shared
         self.shared_expert_gate = None if shared is None else ReplicatedLinear(shape.hidden_size, 1)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        weights, ids = moe.route(self.gate(hidden), self._shape.k, self._shape.renormalize)
-        out: torch.Tensor = self.experts(hidden, weights, ids)
-        if self.shared_expert is not None and self.shared_expert_gate is not None:
-            out = out + self.shared_expert_gate(hidden).sigmoid() * self.shared_expert(hidden)
-        return self._parallel.combine(out)
+        replicas = self._parallel.replicas
+        everyone = replicas.gather(hidden)
+        weights, ids = moe.route(self.gate(everyone), self._shape.k, self._shape.renormalize)
+        out: torch.Tensor = self.experts(everyone, weights, ids)
+        if self.shared_expert is None or self.shared_expert_gate is None:
+            return replicas.own(self._parallel.combine(out))
+        if replicas.size == 1:  # one sum for both
+            return self._parallel.combine(out + self._shared(hidden))
+        shared = self._tp.all_reduce(self._shared(hidden))
+        return replicas.own(self._parallel.combine(out)) + shared
+
+    def _shared(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert self.shared_expert is not None and self.shared_expert_gate is not None
+        return self.shared_expert_gate(hidden).sigmoid() * self.shared_expert(hidden)
+
+    def serve_others(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Run the experts for the other replicas, in a step in which this one has no token."""
+        nothing = torch.zeros(0, self._shape.hidden_size, dtype=dtype, device=device)
+        everyone = self._parallel.replicas.gather(nothing)
+        weights, ids = moe.route(self.gate(everyone), self._shape.k, self._shape.renormalize)
+        self._parallel.combine(self.experts(everyone, weights, ids))

@@ -15,6 +15,7 @@ from torch import nn
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.distributed.parallel_state import ExpertParallel, PipelineStage, TensorParallel
 from hpcserve.layers.forward_context import ForwardContext
+from hpcserve.layers.moe import SparseMoE
 from hpcserve.layers.parameter import ShardId
 
 
@@ -50,6 +51,10 @@ class CausalLM(nn.Module, ABC):
     def is_ignored(self, tensor_name: str) -> bool:
         """Whether a tensor of the checkpoint that fills no parameter is none to miss."""
         return tensor_name.endswith(("rotary_emb.inv_freq", ".masked_bias", ".attn.bias"))
+
+    def sparse_layers(self) -> list[SparseMoE]:
+        """Its mixtures of experts, in the order in which a step runs them."""
+        return [module for module in self.modules() if isinstance(module, SparseMoE)]
 
     @abstractmethod
     def forward(

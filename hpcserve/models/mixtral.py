@@ -38,7 +38,7 @@ class MixtralForCausalLM(SparseCausalLM):
             size=checkpoint.intermediate_size,
             renormalize=True,
         )
-        return SparseMoE(shape, experts)
+        return SparseMoE(shape, experts, tp)
 
 
 EntryClass = MixtralForCausalLM

@@ -35,7 +35,7 @@ class Qwen2MoeForCausalLM(SparseCausalLM):
         shared = None
         if shared_size:
             shared = GatedMLP(checkpoint.hidden_size, shared_size, tp, bias=False, sums=False)
-        return SparseMoE(expert_shape(checkpoint), experts, shared=shared)
+        return SparseMoE(expert_shape(checkpoint), experts, tp, shared=shared)
 
 
 def is_sparse(checkpoint: CheckpointConfig, number: int) -> bool:

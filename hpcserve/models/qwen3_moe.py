@@ -33,7 +33,7 @@ class Qwen3MoeForCausalLM(SparseCausalLM):
     ) -> nn.Module:
         if not is_sparse(checkpoint, number):
             return LlamaForCausalLM.feed_forward(checkpoint, traits, number, tp, experts)
-        return SparseMoE(expert_shape(checkpoint), experts)
+        return SparseMoE(expert_shape(checkpoint), experts, tp)
 
 
 EntryClass = Qwen3MoeForCausalLM

@@ -24,7 +24,7 @@ class _Alone(ExpertParallel):
 
 def _built(parallel: ExpertParallel, tp: TensorParallel, *, shared: bool) -> SparseMoE:
     expert = GatedMLP(16, 8, tp, bias=False, sums=False) if shared else None
-    layer = SparseMoE(SHAPE, parallel, shared=expert)
+    layer = SparseMoE(SHAPE, parallel, tp, shared=expert)
     for name, param in layer.named_parameters():
         for shard_id, shape in param.full_shapes.items():
             seed = zlib.crc32(f"{name} {shard_id}".encode())
@@ -61,6 +61,6 @@ def test_a_rank_without_tokens_adds_zeros():
 
 def test_what_does_not_divide_is_named():
     with pytest.raises(ConfigError, match=r"ep_size 3 .* experts \(4\)"):
-        SparseMoE(SHAPE, ExpertParallel(0, 3))
+        SparseMoE(SHAPE, ExpertParallel(0, 3), TensorParallel())
     with pytest.raises(ConfigError, match=r"expert size \(8\)"):
-        SparseMoE(SHAPE, ExpertParallel(0, 1, 0, 3))
+        SparseMoE(SHAPE, ExpertParallel(0, 1, 0, 3), TensorParallel())
