@@ -131,7 +131,10 @@ async def serve_frontends(
     if engine.parallel.dp_size > 1:
         raise UsageError("--api-workers needs --dp-size 1; a replica has a server of its own")
     config = with_model_folder(engine)
-    order: dict[str, object] = {"engine": config.to_options(), "server": dataclasses.asdict(options)}
+    order: dict[str, object] = {
+        "engine": config.to_options(),
+        "server": dataclasses.asdict(options),
+    }
     frontends = [Frontend(index, order, one) for index, one in enumerate(listeners)]
     signals = _Signals(frontends)
     try:
