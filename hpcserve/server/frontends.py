@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
+from typing import Any
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.server import ServerConfig
