@@ -79,6 +79,12 @@ HPCSERVE_API_KEY: EnvVar[str] = EnvVar(
 HPCSERVE_DISABLE_KERNELS = EnvVar(
     "HPCSERVE_DISABLE_KERNELS", _switch, False, "run the plain torch reference of every kernel"
 )
+HPCSERVE_DIST_SECRET: EnvVar[str] = EnvVar(
+    "HPCSERVE_DIST_SECRET", str, "", "what the nodes of one engine know and nobody else"
+)
+HPCSERVE_DIST_LISTEN_FD = EnvVar(
+    "HPCSERVE_DIST_LISTEN_FD", int, -1, "listening socket for --dist-init-addr, from the launcher"
+)
 HPCSERVE_START_TIMEOUT_S = EnvVar(
     "HPCSERVE_START_TIMEOUT_S", float, 600.0, "seconds to wait for the engine to become ready"
 )

@@ -19,6 +19,9 @@
     ├── InputError                   exit 2              an input file cannot be read as asked
     ├── OutputError                  exit 2              an output cannot be written
     ├── IncompleteRunError           exit 75             stopped early; running it again goes on
+    ├── RowsFailedError              exit 1              more rows failed than the user allows
+    ├── NoProgressError              exit 1              run after run finishes nothing
+    ├── RunCancelledError            exit 1              a batch run was told to stop
     ├── LauncherError                exit 1              a job could not be started or reached
     │   ├── SlurmError                                   a command of SLURM failed; carries what it said
     │   ├── JobNotFoundError         exit 2
@@ -150,6 +153,18 @@ class OutputError(HpcserveError):
 
 class IncompleteRunError(HpcserveError):
     exit_code = 75
+
+
+class RowsFailedError(HpcserveError):
+    pass
+
+
+class NoProgressError(HpcserveError):
+    pass
+
+
+class RunCancelledError(HpcserveError):
+    pass
 
 
 class PortInUseError(HpcserveError):

@@ -66,9 +66,14 @@ trap remove EXIT
 "$engine" run "${options[@]}" "$image" "$@" &
 client=$!
 [[ -z $stopped ]] || pass_on # the signal came before there was anybody to pass it on to
-# A signal ends `wait` early: wait until the client is gone.
-while kill -0 "$client" 2>/dev/null; do
-  wait "$client"
-  status=$?
+# A signal ends `wait` early, with a status above 128 that is not the client's: wait once more.
+wait "$client"
+status=$?
+while ((status > 128)); do
+  wait "$client" 2>/dev/null
+  again=$?
+  ((again == 127)) && break # it has been reported already: the status was its own
+  ((again == status)) && ! kill -0 "$client" 2>/dev/null && break
+  status=$again
 done
-exit "${status:-0}"
+exit "$status"

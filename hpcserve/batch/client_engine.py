@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer
+import numpy as np
+
+from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer, RowPreparer
+from hpcserve.batch.fingerprint import model_content, template_content
 from hpcserve.batch.row import CHAT_URL, COMPLETION_URL
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.client import EngineClient
 from hpcserve.engine.model_folder import load_tokenizer, model_name, with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE
+from hpcserve.errors import InvalidParameterError
 from hpcserve.ipc.messages import Int32Array
 from hpcserve.outputs import RequestOutput
 from hpcserve.protocol.adapter import (
@@ -30,19 +34,43 @@ from hpcserve.protocol.adapter import (
 )
 from hpcserve.protocol.body import SamplingBody, parse_body
 from hpcserve.protocol.openai import ChatBody, CompletionBody
+from hpcserve.tokenizer.tokenizer import Tokenizer
 
 _NO_SAMPLING = {"model", "stream", "stream_options", "rid", "messages", "prompt"}
 #: What an answer is taken to need where its row does not limit it: the window's measure only.
 _USUAL_OUTPUT_TOKENS = 256
+#: So many of a prompt's first tokens say beside which rows it goes to the engine.
+_PREFIX_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """ids: the prompts' tokens, checked, as they are sent."""
+    """ids: the prompts' tokens, as they are sent."""
 
     body: ChatBody | CompletionBody
     inputs: list[EngineInput]
     ids: list[Int32Array]
+
+
+class ClientPreparer:
+    """Bodies to token ids; what only the engine can refuse is refused when it is given the row."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def prepare(self, url: str, body: dict[str, Any]) -> PreparedRequest:
+        """Parse, render and tokenise."""
+        parsed: ChatBody | CompletionBody
+        if url == CHAT_URL:
+            parsed = parse_body(ChatBody, body)
+            inputs = [chat_input(parsed, self._tokenizer)]
+        else:
+            parsed = parse_body(CompletionBody, body)
+            inputs = completion_inputs(parsed, self._tokenizer)
+        ids = [_as_array(one.prompt_token_ids) for one in inputs]
+        num_tokens = sum(map(_num_tokens, inputs))
+        prefix = ids[0][:_PREFIX_TOKENS].tobytes() if ids else b""
+        return PreparedRequest(num_tokens, _Prepared(parsed, inputs, ids), prefix)
 
 
 class ClientEngine:
@@ -53,34 +81,16 @@ class ClientEngine:
         self._tokenizer = client.tokenizer
         self._model_name = model_name
         self.model_names = model_names
+        self.preparer: RowPreparer = ClientPreparer(client.tokenizer)
         # Drawing each answer's id from the system would let go of the interpreter every time.
         self._run_id = uuid.uuid4().hex[:24]
         self._numbers = itertools.count()
         self._created = int(time.time())
-        self.fields = {
-            CHAT_URL: frozenset(ChatBody.model_fields),
-            COMPLETION_URL: frozenset(CompletionBody.model_fields),
-        }
-        self.sampling_fields = (
-            self.fields[CHAT_URL] | frozenset(SamplingBody.model_fields)
-        ) - _NO_SAMPLING
         config = client.config
         self.limits = EngineLimits(
             max_running_requests=config.scheduler.max_running_requests * config.parallel.dp_size,
             max_total_tokens=client.ready.max_total_tokens,
         )
-
-    def prepare(self, url: str, body: dict[str, Any]) -> PreparedRequest:
-        """Parse, render, tokenise and check against the engine's limits."""
-        parsed: ChatBody | CompletionBody
-        if url == CHAT_URL:
-            parsed = parse_body(ChatBody, body)
-            inputs = [chat_input(parsed, self._tokenizer)]
-        else:
-            parsed = parse_body(CompletionBody, body)
-            inputs = completion_inputs(parsed, self._tokenizer)
-        ids = [self._client.check(one.prompt_token_ids, one.params) for one in inputs]
-        return PreparedRequest(sum(map(_num_tokens, inputs)), _Prepared(parsed, inputs, ids))
 
     async def answer(self, request: PreparedRequest) -> RowAnswer:
         prepared: _Prepared = request.payload
@@ -95,6 +105,9 @@ class ClientEngine:
             num_output_tokens=sum(output.num_output_tokens for output in outputs),
             num_cached_tokens=sum(output.num_cached_tokens for output in outputs),
         )
+
+    async def num_steps(self) -> int:
+        return (await self._client.stats()).num_steps_total
 
     async def _complete(self, ids: Int32Array, one: EngineInput) -> RequestOutput:
         # A row's `rid` is left out: two rows may have the same.
@@ -113,20 +126,52 @@ class ClientEngine:
         return ResponseHead(f"{prefix}-{self._run_id}{number:08x}", self._model_name, self._created)
 
 
-@asynccontextmanager
-async def open_client_engine(
-    config: EngineConfig, *, module: str = CORE_MODULE
-) -> AsyncIterator[ClientEngine]:
-    """Start the engine and wait until it answers; it ends with the block.
+class ClientBackend:
+    """Starts engines of one configuration. module: what runs as the core's process."""
 
-    Raises ModelError and EngineStartError.
-    """
-    asked = config.model.model
-    config = with_model_folder(config)
-    folder = Path(config.model.model)
-    async with await EngineClient.start(config, load_tokenizer(config), module=module) as client:
-        name = model_name(folder)
-        yield ClientEngine(client, frozenset({asked, str(folder), folder.name, name}), name)
+    fields: dict[str, frozenset[str]] = {  # noqa: RUF012 - never changed
+        CHAT_URL: frozenset(ChatBody.model_fields),
+        COMPLETION_URL: frozenset(CompletionBody.model_fields),
+    }
+    sampling_fields = (fields[CHAT_URL] | frozenset(SamplingBody.model_fields)) - _NO_SAMPLING
+
+    def __init__(self, config: EngineConfig, *, module: str = CORE_MODULE) -> None:
+        self._asked = config.model.model
+        self._config = config
+        self._module = module
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that an engine has; 0 on a CPU."""
+        on_cpu = self._config.backend.device == "cpu"
+        parallel = self._config.parallel
+        return 0 if on_cpu else parallel.tp_size * parallel.pp_size * parallel.dp_size
+
+    def content(self) -> dict[str, dict[str, Any]]:
+        config = self._located()
+        return {"model": model_content(config), "template": template_content(config)}
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[ClientEngine]:
+        config = self._located()
+        folder = Path(config.model.model)
+        client = await EngineClient.start(config, load_tokenizer(config), module=self._module)
+        async with client:
+            name = model_name(folder)
+            names = frozenset({self._asked, str(folder), folder.name, name})
+            yield ClientEngine(client, names, name)
+
+    def _located(self) -> EngineConfig:
+        """With the model's folder. Raises ModelNotFoundError."""
+        self._config = with_model_folder(self._config)
+        return self._config
+
+
+def _as_array(ids: list[int]) -> Int32Array:
+    try:
+        return np.asarray(ids, dtype=np.int32)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise InvalidParameterError("prompt", f"no list of token ids: {error}") from error
 
 
 def _num_tokens(one: EngineInput) -> int:

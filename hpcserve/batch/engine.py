@@ -1,9 +1,12 @@
-"""What the runner needs of an engine; `ClientEngine` is the real one."""
+"""What the runner needs of an engine; `ClientBackend` is the real one."""
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import msgspec
 
 
 @dataclass(frozen=True)
@@ -14,19 +17,19 @@ class EngineLimits:
     max_total_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    """A row that the engine can run: tokenised and checked.
+class PreparedRequest(msgspec.Struct, frozen=True):
+    """A row that the engine can run: parsed and tokenised.
 
     num_tokens: of its prompt, and what its answer may come to.  payload: the engine's own.
+    prefix: rows with a common beginning sort together by it.
     """
 
     num_tokens: int
     payload: Any
+    prefix: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class RowAnswer:
+class RowAnswer(msgspec.Struct, frozen=True):
     """body: OpenAI's response object, as msgspec can write it."""
 
     body: Any
@@ -35,17 +38,42 @@ class RowAnswer:
     num_cached_tokens: int
 
 
+class RowPreparer(Protocol):
+    """Makes requests of bodies; it outlives the engine, and needs none."""
+
+    def prepare(self, url: str, body: dict[str, Any]) -> PreparedRequest:
+        """Called from several threads at once. Raises RequestError."""
+
+
 class RowEngine(Protocol):
+    """An engine that is ready."""
+
     limits: EngineLimits
+    preparer: RowPreparer
+    #: Names that a row may call the model by without a remark.
+    model_names: frozenset[str]
+
+    async def answer(self, request: PreparedRequest) -> RowAnswer:
+        """Run it. Raises RequestError (this row only) or EngineError (the engine is gone)."""
+
+    async def num_steps(self) -> int:
+        """Grows while the engine works. Raises EngineError."""
+
+
+class Backend(Protocol):
+    """How an engine comes into being, again where one has died."""
+
     #: url -> names that its body may have.
     fields: dict[str, frozenset[str]]
     #: Names that `--sampling` may set.
     sampling_fields: frozenset[str]
-    #: Names that a row may call the model by without a remark.
-    model_names: frozenset[str]
 
-    def prepare(self, url: str, body: dict[str, Any]) -> PreparedRequest:
-        """Check and tokenise; called from several threads at once. Raises RequestError."""
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that an engine has."""
 
-    async def answer(self, request: PreparedRequest) -> RowAnswer:
-        """Run it. Raises RequestError (this row only) or EngineError (the whole run)."""
+    def content(self) -> dict[str, dict[str, Any]]:
+        """What its answers depend on: {"model": ..., "template": ...}. Raises ModelError."""
+
+    def open(self) -> AbstractAsyncContextManager[RowEngine]:
+        """Start it; it ends with the block. Raises ModelError and EngineStartError."""

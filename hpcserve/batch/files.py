@@ -1,135 +1,80 @@
-"""Opening what is read and what is written: gz and zst, stdin and stdout, all or nothing."""
+"""Bytes of input files: gz and zst by their ending, read from any place, in lines."""
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
-import os
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, cast
 
 import zstandard
 
-from hpcserve.errors import InputError, OutputError
+from hpcserve.errors import InputError
 
 STANDARD = "-"
-PARTIAL_SUFFIX = ".partial"
-_COMPRESSED = (".gz", ".zst")
-
-
-class ByteSink(Protocol):
-    """Where finished lines go."""
-
-    #: Where they can be found now, for messages.
-    place: str
-
-    def write(self, data: bytes) -> None: ...
-
-    def commit(self) -> None:
-        """All lines are there: make them the output."""
-
-    def keep(self) -> None:
-        """The run ends early: what is there stays at `place`."""
+COMPRESSED = (".gz", ".zst")
+_SKIP_BYTES = 1 << 20
 
 
 def format_suffix(name: str) -> str:
     """The ending that names the format: `rows.jsonl.gz` is jsonl."""
     path = Path(name)
-    if path.suffix in _COMPRESSED:
+    if path.suffix in COMPRESSED:
         path = path.with_suffix("")
     return path.suffix.lstrip(".").lower()
 
 
-def check_paths(input_name: str, output_name: str, *, overwrite: bool) -> None:
-    """Raise InputError or OutputError for what would fail later, before a model is loaded."""
-    if input_name != STANDARD:
-        _check_input(Path(input_name))
-    if output_name == STANDARD:
-        return
-    output = Path(output_name)
-    if not output.parent.is_dir():
-        raise OutputError(f"there is no folder {output.parent} for the output {output}")
-    if input_name != STANDARD and output.exists() and output.samefile(input_name):
-        raise OutputError(f"input and output are the same file: {output}")
-    if output.is_dir():
-        raise OutputError(f"the output {output} is a folder; name a file")
-    if _is_special(output):
-        return
-    if output.exists() and not overwrite:
-        raise OutputError(f"the output {output} exists; pass --overwrite to replace it")
-    partial = partial_path(output)
-    if partial.exists() and not overwrite:
-        raise OutputError(
-            f"{partial} holds rows that an earlier run finished; move it away, or pass --overwrite"
-        )
-    if not os.access(output.parent, os.W_OK):
-        raise OutputError(f"the output folder {output.parent} is not writable")
+class ByteSource:
+    """A file's bytes, decompressed. Going back in a compressed file means starting it again."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+        self._raw: BinaryIO | None = None
+        self._stream: BinaryIO | None = None
 
-def _check_input(path: Path) -> None:
-    if path.is_dir():
-        raise InputError(f"the input {path} is a folder; name a file")
-    if not path.exists():
-        raise InputError(f"there is no input file {path}")
-    # Not by opening it: a pipe's writer would take that for its reader, and its end.
-    if not os.access(path, os.R_OK):
-        raise InputError(f"cannot read the input {path}: Permission denied")
-    if path.is_file() and path.stat().st_size == 0:
-        raise InputError(f"the input {path} is empty")
-
-
-class InputFile:
-    """An input, decompressed by its ending, that knows how long it is."""
-
-    def __init__(self, name: str) -> None:
-        self.name = "stdin" if name == STANDARD else name
-        self._size = 0
-        try:
-            self._raw = _opened(name)
-            if Path(name).is_file():
-                self._size = Path(name).stat().st_size
-        except OSError as error:
-            raise InputError(f"cannot read the input {name}: {error.strerror}") from error
-        self._stream = _decompressed(self._raw, Path(name).suffix)
-        self._is_compressed = self._stream is not self._raw
-
-    def total_bytes(self, num_read: int) -> float | None:
-        """Decompressed size, judged by the `num_read` bytes so far where it is compressed; None
-        where it cannot be known."""
-        if not self._is_compressed or not self._size:
-            return self._size or None
-        position = 0 if self._raw.closed else self._raw.tell()
-        return num_read * self._size / position if position else None
+    def seek(self, position: int) -> None:
+        """Go to a byte of the decompressed file. Raises InputError."""
+        if self._stream is None or (position < self.position and self._is_compressed):
+            self._open()
+        if not self._is_compressed:
+            cast(BinaryIO, self._stream).seek(position)
+            self.position = position
+        while self.position < position:
+            if not self.read(min(_SKIP_BYTES, position - self.position)):
+                raise InputError(f"{self.path} has become shorter since it was scanned")
 
     def read(self, size: int) -> bytes:
-        """What is there, up to `size` bytes; b"" at the end. Raises InputError (damaged, I/O)."""
+        """The next bytes, `size` at most; b"" at the end. Raises InputError (damaged, I/O)."""
+        if self._stream is None:
+            self._open()
         try:
-            # A pipe gives what it has; read() would wait until `size` bytes have come.
-            data: bytes = getattr(self._stream, "read1", self._stream.read)(size)
+            data = cast(BinaryIO, self._stream).read(size)
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise InputError(f"cannot read on in {self.name}: {error}") from error
+            raise InputError(f"cannot read on in {self.path}: {error}") from error
+        self.position += len(data)
         return data
 
     def close(self) -> None:
-        if self._raw is not sys.stdin.buffer:
-            self._raw.close()
+        for stream in (self._stream, self._raw):
+            if stream is not None:
+                stream.close()
+        self._raw = self._stream = None
 
+    @property
+    def _is_compressed(self) -> bool:
+        return self.path.suffix in COMPRESSED
 
-def _opened(name: str) -> BinaryIO:
-    return _stdin() if name == STANDARD else Path(name).open("rb")
-
-
-def _stdin() -> BinaryIO:
-    """Unbuffered: a thread that still waits for input must not hold the lock of sys.stdin's
-    buffer when the process ends."""
-    try:
-        return cast(BinaryIO, io.FileIO(sys.stdin.fileno(), "rb", closefd=False))
-    except io.UnsupportedOperation:
-        return sys.stdin.buffer
+    def _open(self) -> None:
+        self.close()
+        try:
+            self._raw = self.path.open("rb")
+        except OSError as error:
+            raise InputError(f"cannot read the input {self.path}: {error.strerror}") from error
+        self._stream = _decompressed(self._raw, self.path.suffix)
+        self.position = 0
 
 
 def _decompressed(raw: BinaryIO, suffix: str) -> BinaryIO:
@@ -141,150 +86,22 @@ def _decompressed(raw: BinaryIO, suffix: str) -> BinaryIO:
     return raw
 
 
-def partial_path(output: Path) -> Path:
-    """Where an output is written before it is complete: beside it, so that a rename is atomic."""
-    return output.with_name(output.name + PARTIAL_SUFFIX)
-
-
-def open_output(name: str, *, overwrite: bool) -> ByteSink:
-    """Raises OutputError where it cannot be opened, or another run is writing it."""
-    if name == STANDARD:
-        return _StreamSink(sys.stdout.buffer, "stdout")
-    path = Path(name)
-    try:
-        if _is_special(path):
-            return _StreamSink(cast(BinaryIO, path.open("wb")), name)
-        return _FileSink(path, overwrite=overwrite)
-    except FileExistsError:
-        raise OutputError(
-            f"{partial_path(path)} exists: another run is writing this output, or was ended"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"cannot write the output {path}: {error.strerror}") from error
-
-
-def _is_special(path: Path) -> bool:
-    """A pipe or a device such as /dev/null: nothing to rename."""
-    return path.exists() and not path.is_file()
-
-
-class _StreamSink:
-    """stdout, a pipe, a device."""
-
-    def __init__(self, stream: BinaryIO, place: str) -> None:
-        self._stream = stream
-        self.place = place
-
-    def write(self, data: bytes) -> None:
-        self._stream.write(data)
-        self._stream.flush()
-
-    def commit(self) -> None:
-        if self._stream is not sys.stdout.buffer:
-            self._stream.close()
-
-    keep = commit
-
-
-class _FileSink:
-    """A file that appears under its name only when it is complete and on the disk."""
-
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
-        self._path = path
-        self._partial = partial_path(path)
-        self.place = str(self._partial)
-        self._file = _WholeWrites(self._partial.open("wb" if overwrite else "xb", buffering=0))
-        self._stream = _compressing(self._file, path.suffix)
-
-    def write(self, data: bytes) -> None:
-        before = self._file.tell()
-        try:
-            self._stream.write(data)
-        except OSError:
-            # A part may have been written: leave whole lines only.
-            self._file.truncate(before)
-            raise
-
-    def commit(self) -> None:
-        self._end()
-        self._partial.replace(self._path)
-        _sync_folder(self._path.parent)
-        self.place = str(self._path)
-
-    def keep(self) -> None:
-        # The run is ending for a reason of its own; a second failure here must not hide it.
-        with contextlib.suppress(OSError):
-            self._end()
-            if self._partial.stat().st_size == 0:
-                self._partial.unlink()
-
-    def _end(self) -> None:
-        try:
-            if self._stream is not self._file:
-                self._stream.close()
-            os.fsync(self._file.fileno())
-        finally:
-            self._file.close()
-
-
-class _WholeWrites(io.RawIOBase):
-    """An unbuffered file whose writes are complete, or raise: a raw one may take a part only."""
-
-    def __init__(self, raw: io.FileIO) -> None:
-        self._raw = raw
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        while view:
-            view = view[self._raw.write(view) :]
-        return len(data)
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def truncate(self, size: int | None = None) -> int:
-        self._raw.seek(self._raw.truncate(size))
-        return self._raw.tell()
-
-    def fileno(self) -> int:
-        return self._raw.fileno()
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-def _compressing(raw: _WholeWrites, suffix: str) -> _WholeWrites:
-    stream: Any = raw
-    if suffix == ".gz":
-        stream = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
-    elif suffix == ".zst":
-        stream = zstandard.ZstdCompressor().stream_writer(cast(BinaryIO, raw), closefd=False)
-    return cast(_WholeWrites, stream)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def lines_of(
-    source: InputFile, *, block_bytes: int = 1 << 18, max_line_bytes: int
+    source: ByteSource,
+    *,
+    max_line_bytes: int,
+    num_bytes: int | None = None,
+    block_bytes: int = 1 << 18,
 ) -> Iterator[tuple[bytes, int]]:
-    """Every line without its newline, and its length in bytes with it.
+    """Every line of the next `num_bytes` (None: of the rest) without its newline, and its length
+    in bytes with it.
 
     Only \\n ends a line: JSON may hold U+2028 and its kin. Of a line longer than
     `max_line_bytes` the first bytes are given, so that memory stays bounded; its length tells.
     """
     pending = io.BytesIO()
     length = 0
-    while block := source.read(block_bytes):
+    for block in _blocks(source, num_bytes, block_bytes):
         *complete, rest = block.split(b"\n")
         for part in complete:
             if length:
@@ -298,3 +115,13 @@ def lines_of(
         length += len(rest)
     if length:
         yield pending.getvalue(), length
+
+
+def _blocks(source: ByteSource, num_left: int | None, block_bytes: int) -> Iterator[bytes]:
+    while num_left is None or num_left > 0:
+        block = source.read(block_bytes if num_left is None else min(block_bytes, num_left))
+        if not block:
+            return
+        if num_left is not None:
+            num_left -= len(block)
+        yield block

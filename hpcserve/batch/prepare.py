@@ -1,107 +1,167 @@
-"""Rows on their way to the engine: read, decoded, checked and tokenised ahead of it, in order."""
+"""Rows on their way to the engine: read, decoded and tokenised ahead of it, shard by shard."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
-from hpcserve.batch.engine import RowEngine
+from hpcserve.batch.engine import RowPreparer
 from hpcserve.batch.formats.base import BatchReader, MalformedRowError, RawRow
+from hpcserve.batch.ledger import OpenShard
 from hpcserve.batch.row import BatchRow, Failure, RowDialect
-from hpcserve.errors import EngineError, HpcserveError, InputError
+from hpcserve.errors import EngineError, HpcserveError
 
-_CHUNK_ROWS = 64
+_CHUNK_ROWS = 128
 _CHUNK_BYTES = 1 << 20
 
 #: What a row can bring about in the code that reads it; anything else is a defect and ends the run.
 ROW_ERRORS = (HpcserveError, ValueError, TypeError, LookupError, RecursionError)
 
 
+@dataclass
+class Chunk:
+    """rows: ready for the engine.  opened: shards whose first rows these are; they are the
+    ledger's from now on.  pause: there is nothing to do just now, but there may be later."""
+
+    rows: list[BatchRow] = field(default_factory=list)
+    opened: list[OpenShard] = field(default_factory=list)
+    pause: bool = False
+
+
+#: The next shard to work on, opened; None where there is none just now; raises StopIteration at
+#: the end.
+NextShard = Callable[[], OpenShard | None]
+
+
 class Preparation:
     """Chunks of rows, a few ahead of who asks for them.
 
-    One thread reads, so that the order is the file's; a pool of threads does the rest.
+    One thread reads; a pool of threads does the rest, since tokenising lets go of the interpreter.
+    readers: by number of file.
     """
 
-    def __init__(self, reader: BatchReader, dialect: RowDialect, engine: RowEngine) -> None:
-        self._rows = iter(reader)
-        self._reader = reader
+    def __init__(
+        self,
+        next_shard: NextShard,
+        readers: list[BatchReader],
+        dialect: RowDialect,
+        preparer: RowPreparer,
+        *,
+        poll_s: float,
+    ) -> None:
+        self._next_shard = next_shard
+        self._readers = readers
         self._dialect = dialect
-        self._engine = engine
-        self._num_rows = 0
-        # More threads than cores only fight for the interpreter; tokenising lets it go.
+        self._preparer = preparer
+        self._poll_s = poll_s
+        # More threads than cores only fight for the interpreter.
         num_threads = max(1, min(4, os.cpu_count() or 1))
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
-        self._free_slots = threading.Semaphore(num_threads + 2)
-        self._closed = False
-        # A daemon: it may wait for stdin when the run ends.
+        self._free_slots = threading.Semaphore(num_threads + 4)
+        self._closing = threading.Event()
         self._reading = threading.Thread(target=self._read_all, name="read", daemon=True)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ahead: asyncio.Queue[Future[list[BatchRow]]] = asyncio.Queue()
-
-    async def chunks(self) -> AsyncIterator[list[BatchRow]]:
-        """Every row of the input, in order. Raises InputError."""
         self._loop = asyncio.get_running_loop()
+        self._ahead: asyncio.Queue[Future[Chunk | None]] = asyncio.Queue()
         self._reading.start()
-        while rows := await asyncio.wrap_future(await self._ahead.get()):
-            self._free_slots.release()
-            yield rows
+
+    async def next(self) -> Chunk | None:
+        """The next chunk; None at the end. Raises what reading met: InputError, for one."""
+        chunk = await asyncio.wrap_future(await self._ahead.get())
+        self._free_slots.release()
+        return chunk
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether `next` returns at once, or nearly so."""
+        return not self._ahead.empty()
 
     def close(self) -> None:
-        self._closed = True
+        self._closing.set()
         self._free_slots.release()
+        self._reading.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._reading.is_alive():
-            self._reading.join(timeout=1.0)
+
+    # ------------------------------------------------------------ in the reading thread
 
     def _read_all(self) -> None:
-        """Ends with an empty chunk, or with the error that reading met."""
-        more = True
-        while more:
-            self._free_slots.acquire()
-            chunk: Future[list[BatchRow]] = Future()
-            try:
-                raw = list(self._next_chunk())
-            except InputError as error:
-                chunk.set_exception(error)
-                more = False
-            else:
-                more = bool(raw)
-                if self._closed:
-                    return
-                chunk = self._pool.submit(self._prepare_chunk, raw)
-            if self._closed or self._loop is None:
-                return
-            self._loop.call_soon_threadsafe(self._ahead.put_nowait, chunk)
-
-    def _next_chunk(self) -> Iterator[tuple[int, RawRow]]:
-        num_bytes = 0
-        for _ in range(_CHUNK_ROWS):
-            row = next(self._rows, None)
-            if row is None:
-                return
-            yield self._num_rows, row
-            self._num_rows += 1
-            num_bytes += row.num_bytes
-            if num_bytes >= _CHUNK_BYTES:
-                return
-
-    def _prepare_chunk(self, raw: list[tuple[int, RawRow]]) -> list[BatchRow]:
-        return [self._prepare(index, row) for index, row in raw]
-
-    def _prepare(self, index: int, raw: RawRow) -> BatchRow:
-        row = BatchRow(index, raw.line, raw.num_bytes)
+        """Ends with None, or with the error that reading met."""
         try:
-            self._dialect.fill(row, self._reader.decode(raw))
+            for chunk in self._chunks():
+                if not self._offer(chunk):
+                    return
+        except Exception as error:  # noqa: BLE001 - raised where the chunks are taken
+            failed: Future[Chunk | None] = Future()
+            failed.set_exception(error)
+            self._offer(failed)
+
+    def _chunks(self) -> Iterator[Future[Chunk | None]]:
+        paused = False
+        while True:
+            try:
+                shard = self._next_shard()
+            except StopIteration:
+                yield _done(None)
+                return
+            if shard is not None:
+                paused = False
+                yield from self._chunks_of(shard)
+                continue
+            if not paused:
+                yield _done(Chunk(pause=True))
+            paused = True
+            if self._closing.wait(self._poll_s):
+                return
+
+    def _chunks_of(self, shard: OpenShard) -> Iterator[Future[Chunk | None]]:
+        yield _done(Chunk(opened=[shard]))
+        raw: list[tuple[int, RawRow]] = []
+        num_bytes = 0
+        for number, row in enumerate(self._readers[shard.file].rows(shard.span)):
+            if shard.is_done(number):
+                continue
+            raw.append((number, row))
+            num_bytes += row.num_bytes
+            if len(raw) == _CHUNK_ROWS or num_bytes >= _CHUNK_BYTES:
+                yield self._pool.submit(self._prepare_chunk, shard, raw)
+                raw, num_bytes = [], 0
+        if raw:
+            yield self._pool.submit(self._prepare_chunk, shard, raw)
+
+    def _offer(self, chunk: Future[Chunk | None]) -> bool:
+        """Wait for a slot and hand over; False where nobody wants more."""
+        self._free_slots.acquire()
+        if self._closing.is_set():
+            return False
+        self._loop.call_soon_threadsafe(self._ahead.put_nowait, chunk)
+        return True
+
+    # ------------------------------------------------------------ in the pool
+
+    def _prepare_chunk(self, shard: OpenShard, raw: list[tuple[int, RawRow]]) -> Chunk | None:
+        return Chunk([self._prepare(shard, number, one) for number, one in raw])
+
+    def _prepare(self, shard: OpenShard, number: int, raw: RawRow) -> BatchRow:
+        index = shard.first + number
+        row = BatchRow(index, shard.file, raw.line, raw.num_bytes, shard, number)
+        try:
+            self._dialect.fill(row, self._readers[shard.file].decode(raw))
             if row.failure is None:
-                row.request = self._engine.prepare(row.url, row.body)
+                row.request = self._preparer.prepare(row.url, row.body)
         except EngineError:
             raise
         except MalformedRowError as error:
             row.failure = Failure(error.code, error.message)
         except ROW_ERRORS as error:
             row.failure = Failure.of(error)
+        row.body = {}
         return row
+
+
+def _done(chunk: Chunk | None) -> Future[Chunk | None]:
+    found: Future[Chunk | None] = Future()
+    found.set_result(chunk)
+    return found

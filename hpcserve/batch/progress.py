@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -14,25 +15,29 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hpcserve.batch.report import BatchReport
+from hpcserve.batch.report import BatchReport, RunResult
+from hpcserve.batch.worker_status import WorkerStatus
 
-#: The decompressed size of the input, given the bytes read so far; None where it is not known.
-TotalBytes = Callable[[int], float | None]
+_LOOK_S = 2.0
+
+
+#: Every worker of the run, this one too.
+Workers = Callable[[], list[WorkerStatus]]
 
 
 @contextmanager
 def shown(
-    report: BatchReport, total_bytes: TotalBytes, stream: TextIO, *, log_interval_s: float
+    report: BatchReport, workers: Workers, stream: TextIO, *, log_interval_s: float
 ) -> Iterator[None]:
     """While the block runs, its report is shown on `stream`, as fits a terminal or a log."""
     if stream.isatty():
-        view = _Bar(report, total_bytes)
+        view = _View(report, workers)
         with Live(view, console=Console(file=stream), refresh_per_second=4, transient=True):
             yield
         return
     stop = threading.Event()
     lines = threading.Thread(
-        target=_write_lines, args=(report, total_bytes, stream, log_interval_s, stop), daemon=True
+        target=_write_lines, args=(report, stream, log_interval_s, stop), daemon=True
     )
     lines.start()
     try:
@@ -42,14 +47,16 @@ def shown(
         lines.join()
 
 
-def progress_line(report: BatchReport, total_bytes: float | None) -> str:
-    """Such as `1,234 rows (45%), 3 failed, 812 tokens/s, cache hits 34%, 2m10s left`."""
-    done = report.fraction_done(total_bytes)
-    left = report.seconds_left(total_bytes)
-    parts = [f"{report.num_rows:,} rows" + (f" ({done:.0%})" if done is not None else "")]
+def progress_line(report: BatchReport) -> str:
+    """Such as `1,234 of 2,742 rows (45%), 3 failed, 812 tokens/s, cache hits 34%, 2m10s left`."""
+    left = report.seconds_left
+    parts = [
+        f"{report.num_finished:,} of {report.num_total:,} rows ({report.fraction_done or 0:.0%})"
+    ]
     if report.num_failed:
         parts.append(f"{report.num_failed:,} failed")
-    parts.append(f"{report.output_tokens_per_s:,.0f} tokens/s")
+    per_s = report.num_prompt_tokens / max(report.wall_s, 1e-9)
+    parts.append(f"{per_s:,.0f} tokens/s in, {report.output_tokens_per_s:,.0f} out")
     parts.append(f"cache hits {report.cache_hit_rate:.0%}")
     parts.append(
         f"{duration(left)} left" if left is not None else f"{duration(report.wall_s)} so far"
@@ -57,16 +64,16 @@ def progress_line(report: BatchReport, total_bytes: float | None) -> str:
     return ", ".join(parts)
 
 
-def print_summary(report: BatchReport, place: str, stream: TextIO) -> None:
+def print_summary(report: RunResult, place: str, stream: TextIO) -> None:
     """The closing table, on a terminal in colour."""
     Console(file=stream, soft_wrap=True).print(_summary(report, place))
 
 
-def _summary(report: BatchReport, place: str) -> Group:
+def _summary(report: RunResult, place: str) -> Group:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
-    for name, value in _summary_rows(report).items():
+    for name, value in summary_rows(report).items():
         table.add_row(name, value)
     return Group(table, *(Text(note) for note in _notes(report)), Text(f"answers: {place}"))
 
@@ -81,9 +88,9 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02d}m"
 
 
-def _summary_rows(report: BatchReport) -> dict[str, str]:
+def summary_rows(report: RunResult) -> dict[str, str]:
     rows = {"rows answered": f"{report.num_ok:,}", "rows failed": f"{report.num_failed:,}"}
-    for code, count in report.errors.most_common():
+    for code, count in _most_common(report.errors):
         rows[f"  {code}"] = f"{count:,}"
     if report.num_blank:
         rows["blank lines skipped"] = f"{report.num_blank:,}"
@@ -93,13 +100,27 @@ def _summary_rows(report: BatchReport) -> dict[str, str]:
     rows["output tokens/s"] = f"{report.output_tokens_per_s:,.0f}"
     rows["rows/s"] = f"{report.num_rows / max(report.wall_s, 1e-9):,.1f}"
     rows["time"] = duration(report.wall_s)
+    for name, values in report.percentiles.items():
+        rows[f"{name}, p50 / p99"] = f"{values['p50']:,.1f} / {values['p99']:,.1f}"
+    if report.num_runs > 1:
+        rows["workers"] = f"{report.num_runs:,}"
+    if report.num_engine_deaths:
+        rows["engine deaths"] = f"{report.num_engine_deaths:,}"
+    if report.gpu_hours:
+        rows["GPU hours"] = f"{report.gpu_hours:,.2f}"
+    if report.joules is not None:
+        rows["energy"] = f"{report.joules / 3.6e6:,.3f} kWh"
     return rows
 
 
-def _notes(report: BatchReport) -> Iterator[str]:
-    for column, count in report.unused.most_common():
+def _most_common(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda pair: -pair[1])
+
+
+def _notes(report: RunResult) -> Iterator[str]:
+    for column, count in _most_common(report.unused):
         yield f"note: column {column!r} of {_rows(count)} is no parameter and was not used"
-    for model, count in report.other_models.most_common():
+    for model, count in _most_common(report.other_models):
         yield f"note: {_rows(count)} with the name of another model, {model!r}: answered by this run's"
 
 
@@ -107,34 +128,43 @@ def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count:,} rows"
 
 
-class _Bar:
+class _View:
     """What rich draws again and again; it reads the report when it is asked to draw."""
 
-    def __init__(self, report: BatchReport, total_bytes: TotalBytes) -> None:
+    def __init__(self, report: BatchReport, workers: Workers) -> None:
         self._report = report
-        self._total_bytes = total_bytes
+        self._workers = workers
+        self._known: list[WorkerStatus] = []
+        self._next_look_s = 0.0
 
-    def __rich__(self) -> Table:
-        total = self._total_bytes(self._report.bytes_read)
-        done = self._report.fraction_done(total)
+    def __rich__(self) -> Group:
         row = Table.grid(padding=(0, 1), expand=True)
         row.add_column(ratio=1, min_width=10)
         row.add_column(no_wrap=True)
-        bar = ProgressBar(total=1.0, completed=done or 0.0, pulse=done is None)
-        row.add_row(bar, progress_line(self._report, total))
-        return row
+        bar = ProgressBar(total=1.0, completed=self._report.fraction_done or 0.0)
+        row.add_row(bar, progress_line(self._report))
+        return Group(row, *(Text(worker_line(one), style="dim") for one in self._alive()))
+
+    def _alive(self) -> list[WorkerStatus]:
+        """Where there are several: those that run, looked up now and then."""
+        if time.monotonic() >= self._next_look_s:
+            self._next_look_s = time.monotonic() + _LOOK_S
+            self._known = [one for one in self._workers() if one.is_alive]
+        return self._known if len(self._known) > 1 else []
+
+
+def worker_line(worker: WorkerStatus) -> str:
+    """Such as `node7-4711-a1b2c3: 1,234 rows, 2 failed, 51,000 tokens/s in, 812 out`."""
+    failed = f", {worker.num_failed:,} failed" if worker.num_failed else ""
+    return (
+        f"{worker.name}: {worker.num_rows:,} rows{failed}, "
+        f"{worker.num_prompt_tokens / worker.wall_s:,.0f} tokens/s in, "
+        f"{worker.num_output_tokens / worker.wall_s:,.0f} out"
+    )
 
 
 def _write_lines(
-    report: BatchReport,
-    total_bytes: TotalBytes,
-    stream: TextIO,
-    interval_s: float,
-    stop: threading.Event,
+    report: BatchReport, stream: TextIO, interval_s: float, stop: threading.Event
 ) -> None:
     while not stop.wait(interval_s):
-        print(
-            f"batch: {progress_line(report, total_bytes(report.bytes_read))}",
-            file=stream,
-            flush=True,
-        )
+        print(f"batch: {progress_line(report)}", file=stream, flush=True)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpcserve.batch.scan import row_name
 from hpcserve.errors import HpcserveError, RequestError
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
 URLS = (CHAT_URL, COMPLETION_URL)
+EMBEDDING_URL = "/v1/embeddings"
 
-_ENVELOPE = ("body", "url", "method")
 # A batch has nobody to stream to: the whole answer is the same text.
 _STREAM_KEYS = ("stream", "stream_options")
 
@@ -45,14 +47,22 @@ class Failure:
 class BatchRow:
     """One row, from the reader to the output.
 
-    index: its number among the rows, from 0, which is its identity.  line: as a user counts.
-    request: what the engine takes, once prepared.  unused: columns that mean nothing here.
+    index: its number among all rows of the run, from 0; file and line: as a user counts.
+    shard, number: where it is kept.  request: what the engine takes, once prepared.
+    unused: columns that mean nothing here.  columns: what the output repeats of the input.
+    tries: how often the engine was given it and gave nothing back.
     """
 
     index: int
+    file: int
     line: int
     num_bytes: int
+    shard: Any
+    number: int
     custom_id: str | int | None = None
+    columns: Mapping[str, Any] | None = None
+    model: Any = None
+    tries: int = 0
     url: str = ""
     body: dict[str, Any] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
@@ -68,18 +78,30 @@ class RowDialect:
     defaults: body fields for rows that do not give them.
     seed: rows that bring no seed get one of their own, drawn from this and their index: the same
     file gives the same answers, on whatever machine and whichever rows ran before.
+    template: a jinja text that makes the prompt of a row from its columns.
     """
 
     fields: Mapping[str, frozenset[str]]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     apply_chat_template: bool = False
+    several_files: bool = False
+    prompt_column: str | None = None
+    messages_column: str | None = None
+    id_column: str | None = None
+    template: str | None = None
+    system_prompt: str | None = None
+    keep_columns: bool = False
 
     def fill(self, row: BatchRow, record: Mapping[str, Any]) -> None:
         """Read `record` into `row`; what is wrong with it becomes its failure."""
+        if self.keep_columns:
+            row.columns = record
         try:
-            row.custom_id = _custom_id(record, row.line)
-            if any(key in record for key in _ENVELOPE):
+            row.custom_id = self._custom_id(record, row)
+            if (
+                "body" in record or "url" in record or "method" in record
+            ) and not self._maps_columns:
                 row.url, body = _openai_line(record)
             else:
                 row.url, body, row.unused = self._plain(record)
@@ -87,25 +109,65 @@ class RowDialect:
             row.failure = Failure(bad.code, bad.message)
             return
         row.body = self._with_defaults(body, row.index)
+        row.model = body.get("model")
+
+    @property
+    def _maps_columns(self) -> bool:
+        return bool(self.prompt_column or self.messages_column or self.template is not None)
+
+    def _custom_id(self, record: Mapping[str, Any], row: BatchRow) -> str | int:
+        names = _ID_KEYS if self.id_column is None else (self.id_column,)
+        given = next((record[key] for key in names if record.get(key) is not None), None)
+        if given is None:
+            return row_name(row.line, row.file if self.several_files else None)
+        if isinstance(given, bool) or not isinstance(given, str | int):
+            raise _BadRowError(
+                "invalid_custom_id", f"custom_id is {given!r}; expected text or a whole number"
+            )
+        return given
 
     def _plain(self, record: Mapping[str, Any]) -> tuple[str, dict[str, Any], tuple[str, ...]]:
-        if "messages" in record and "prompt" in record:
-            raise _BadRowError("ambiguous_row", 'the row has both "prompt" and "messages"')
-        if "messages" in record:
-            url = CHAT_URL
-        elif "prompt" in record:
-            url = CHAT_URL if self.apply_chat_template else COMPLETION_URL
+        asked = self._asked(record)
+        url = CHAT_URL if "messages" in asked else COMPLETION_URL
+        known = self.fields[url] - _ASKING
+        taken = {self.prompt_column, self.messages_column, *_ASKING, *_ID_KEYS, self.id_column}
+        body = {
+            key: value
+            for key, value in record.items()
+            if key in known and key not in taken and value is not None
+        }
+        body |= asked
+        # A template sees every column; what else a row has is no mistake then.
+        ignored = tuple(key for key in record if key not in known and key not in taken)
+        return url, body, () if self.template is not None else ignored
+
+    def _asked(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """The row's `prompt` or `messages`."""
+        if self.template is not None:
+            prompt: Any = rendered(self.template, record)
+        elif self.messages_column or ("messages" in record and not self.prompt_column):
+            if "prompt" in record and not self.messages_column:
+                raise _BadRowError("ambiguous_row", 'the row has both "prompt" and "messages"')
+            messages = _column(record, self.messages_column or "messages")
+            return {"messages": self._with_system(_plain_messages(messages))}
+        elif self.prompt_column or "prompt" in record:
+            prompt = _column(record, self.prompt_column or "prompt")
         else:
             raise _BadRowError(
                 "unknown_row",
                 'the row has neither "body" (OpenAI batch line) nor "prompt" nor "messages"',
             )
-        known = self.fields[url] | {"prompt"}
-        body = {key: value for key, value in record.items() if key in known}
-        if url == CHAT_URL and "prompt" in body:
-            body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
-        ignored = tuple(key for key in record if key not in known and key not in _ID_KEYS)
-        return url, body, ignored
+        if self.apply_chat_template or self.system_prompt is not None:
+            return {"messages": self._with_system([{"role": "user", "content": prompt}])}
+        return {"prompt": prompt}
+
+    def _with_system(self, messages: Any) -> Any:
+        """The conversation behind the run's system prompt, unless it brings its own."""
+        if self.system_prompt is None or not isinstance(messages, list):
+            return messages
+        if messages and isinstance(messages[0], dict) and messages[0].get("role") == "system":
+            return messages
+        return [{"role": "system", "content": self.system_prompt}, *messages]
 
     def _with_defaults(self, body: dict[str, Any], index: int) -> dict[str, Any]:
         full = {**self.defaults, **body}
@@ -118,6 +180,44 @@ class RowDialect:
         return full
 
 
+def rendered(template: str, record: Mapping[str, Any]) -> str:
+    """A row's prompt. Raises _BadRowError where the template asks for what the row lacks."""
+    import jinja2
+
+    try:
+        return str(_compiled(template).render(record))
+    except jinja2.TemplateError as error:
+        raise _BadRowError("template_error", f"the template cannot be filled: {error}") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(template: str) -> Any:
+    import jinja2
+    from jinja2.sandbox import SandboxedEnvironment
+
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    return environment.from_string(template)
+
+
+def _column(record: Mapping[str, Any], name: str) -> Any:
+    value = record.get(name)
+    if value is None:
+        raise _BadRowError("missing_column", f"the row has nothing in the column {name!r}")
+    return value
+
+
+def _plain_messages(messages: Any) -> Any:
+    """A table fills the fields that a message lacks with nulls: they were never said."""
+    if not isinstance(messages, list):
+        return messages
+    return [
+        {key: value for key, value in one.items() if value is not None}
+        if isinstance(one, dict)
+        else one
+        for one in messages
+    ]
+
+
 def row_seed(seed: int, index: int) -> int:
     """A seed of 63 bits for row `index` of a run with `seed`."""
     digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
@@ -125,6 +225,7 @@ def row_seed(seed: int, index: int) -> int:
 
 
 _ID_KEYS = ("custom_id", "id")
+_ASKING = frozenset({"prompt", "messages"})
 
 
 class _BadRowError(Exception):
@@ -134,17 +235,6 @@ class _BadRowError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
-
-
-def _custom_id(record: Mapping[str, Any], line: int) -> str | int:
-    given = next((record[key] for key in _ID_KEYS if record.get(key) is not None), None)
-    if given is None:
-        return f"row-{line}"
-    if isinstance(given, bool) or not isinstance(given, str | int):
-        raise _BadRowError(
-            "invalid_custom_id", f"custom_id is {given!r}; expected text or a whole number"
-        )
-    return given
 
 
 def _openai_line(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -157,6 +247,10 @@ def _openai_line(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if not isinstance(body, dict):
         raise _BadRowError("invalid_body", f'"body" is no object, but {type(body).__name__}')
     url = record.get("url", CHAT_URL if "messages" in body else COMPLETION_URL)
+    if url == EMBEDDING_URL:
+        raise _BadRowError(
+            "unsupported_url", f"{url}: this engine generates text and offers no embeddings"
+        )
     if url not in URLS:
         raise _BadRowError("invalid_url", f"url is {url!r}; known: {', '.join(URLS)}")
     return url, body

@@ -1,139 +1,313 @@
-"""Streams the rows of a file through the engine: one line of output for each, in their order."""
+"""Streams rows through the engine, in the order that suits it, until every one is finished."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
-from hpcserve.batch.engine import PreparedRequest, RowAnswer, RowEngine
-from hpcserve.batch.formats.base import BatchReader, BatchWriter
+import msgspec
+import numpy as np
+
+from hpcserve.batch import journal
+from hpcserve.batch.deadline import Deadline
+from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer, RowEngine
+from hpcserve.batch.journal import RowRecord
 from hpcserve.batch.ledger import Ledger
+from hpcserve.batch.order import admission_order
 from hpcserve.batch.output import OutputRecords
+from hpcserve.batch.policy import FailurePolicy
 from hpcserve.batch.prepare import ROW_ERRORS, Preparation
 from hpcserve.batch.report import BatchReport
-from hpcserve.batch.row import BatchRow, Failure, RowDialect
-from hpcserve.batch.seen_ids import SeenIds
+from hpcserve.batch.row import BatchRow, Failure
+from hpcserve.batch.suspects import Suspects
 from hpcserve.batch.window import Window
-from hpcserve.errors import EngineError, InputError, QueueFullError
+from hpcserve.errors import EngineDeadError, EngineError, IncompleteRunError, QueueFullError
 
-_FLUSH_INTERVAL_S = 1.0
 _QUEUE_FULL_WAIT_S = 0.05
+_SLOWEST_SHARE = 95
+#: A row that the end of the time cut short so often, after most of a job's time, is given up.
+_MAX_CUTS = 2
+_TOO_LONG = Failure(
+    "time_limit", "the row took longer than the time of a whole job, twice", 504, "timeout_error"
+)
+
+
+@dataclass(slots=True)
+class InFlight:
+    row: BatchRow
+    task: asyncio.Task[None]
+    since_s: float
+    timed_out: bool = False
 
 
 class BatchRunner:
-    """One run. `report` may be read at any time, also while it runs."""
+    """One worker's part of a run. `report` may be read at any time, also while it runs.
+
+    It outlives an engine: `run` is called again with the next one, and goes on.
+    """
 
     def __init__(
         self,
-        engine: RowEngine,
-        reader: BatchReader,
-        writer: BatchWriter,
+        preparation: Preparation,
         ledger: Ledger,
-        dialect: RowDialect,
+        records: OutputRecords,
+        policy: FailurePolicy,
+        deadline: Deadline,
+        report: BatchReport,
         *,
         max_rows_in_flight: int | None = None,
     ) -> None:
-        self.report = BatchReport()
-        self._engine = engine
-        self._reader = reader
-        self._writer = writer
+        self.report = report
+        self.in_flight: dict[int, InFlight] = {}
+        self.suspects = Suspects()
+        #: Set when no more rows may start; those in flight may finish.
+        self.is_closing = False
+        self.last_finish_s = time.monotonic()
+        self.num_finished_ok = 0
+        #: Rows that killed the engine, with no answered row in between.
+        self.num_guilty_in_a_row = 0
+        self._preparation = preparation
         self._ledger = ledger
-        self._preparation = Preparation(reader, dialect, engine)
-        self._records = OutputRecords(reader.source.name)
-        self._seen = SeenIds()
-        limits = engine.limits
-        self._window = Window(
-            min_rows=limits.max_running_requests,
-            max_rows=max_rows_in_flight or 4 * limits.max_running_requests,
-            max_tokens=2 * limits.max_total_tokens,
-        )
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._records = records
+        self._policy = policy
+        self._deadline = deadline
+        self._max_rows_in_flight = max_rows_in_flight
+        self._encoder = msgspec.json.Encoder()
+        self._queue: deque[BatchRow] = deque()
+        self._latencies: deque[float] = deque(maxlen=1000)
+        self._usual_s = 0.0
+        self._ended = False
         self._fatal: asyncio.Future[None] | None = None
 
-    async def run(self) -> BatchReport:
-        """Answer every row and commit the output.
+    async def run(self, engine: RowEngine) -> None:
+        """Answer every row that is left.
 
-        Raises InputError, EngineError, IncompleteRunError; then, as when the task is cancelled,
-        the answers so far are in the partial output.
+        Raises EngineError where the engine is gone: then `suspects` hold what was in flight.
+        Raises what else ends the run; rows in flight are given up, finished ones are the ledger's.
         """
+        self._engine = engine
+        self._window = self._new_window(engine.limits)
         self._fatal = asyncio.get_running_loop().create_future()
-        flusher = asyncio.create_task(self._flush_often())
-        flusher.add_done_callback(self._on_done)
         try:
             await self._until_fatal(self._feed())
             await self._until_fatal(self._window.drained())
-            self._check_not_empty()
-            self._ledger.commit()
+        except EngineError:
+            self._accuse(await self._stop())
+            raise
         except BaseException:
             await self._stop()
-            self._ledger.keep()
             raise
-        finally:
-            flusher.cancel()
-            self._preparation.close()
-            self.report.num_blank = self._reader.num_blank
-            self.report.ended_s = time.perf_counter()
-        return self.report
 
-    def _check_not_empty(self) -> None:
-        if self.report.num_rows == 0:
-            raise InputError(f"the input {self._reader.source.name} has no rows")
+    def fail(self, error: BaseException) -> None:
+        """End `run` with this error."""
+        if self._fatal is not None and not self._fatal.done():
+            self._fatal.set_exception(error)
+
+    def close_admission(self) -> None:
+        """No more rows start."""
+        self.is_closing = True
+
+    def usual_row_s(self) -> float:
+        """Seconds that 95 of 100 rows need at most, by the last thousand; 0 before the first."""
+        if self._latencies:
+            self._usual_s = float(
+                np.percentile(np.fromiter(self._latencies, float), _SLOWEST_SHARE)
+            )
+            self._latencies = deque(self._latencies, maxlen=1000)
+        return self._usual_s
+
+    def time_out(self, entry: InFlight) -> None:
+        """Give this row up: it becomes a failed row."""
+        entry.timed_out = True
+        entry.task.cancel()
+
+    def cut_short(self, slot_s: float) -> None:
+        """The time is over: note the rows that had most of a job's time and did not finish."""
+        now = time.monotonic()
+        for entry in self.in_flight.values():
+            ran_s = now - entry.since_s
+            if ran_s > slot_s / 2:
+                row = entry.row
+                note = RowRecord(row.number, journal.CUT_SHORT, b"", latency_s=ran_s)
+                self._ledger.finish(row.shard, note)
+
+    def _new_window(self, limits: EngineLimits) -> Window:
+        return Window(
+            min_rows=limits.max_running_requests,
+            max_rows=self._max_rows_in_flight or 4 * limits.max_running_requests,
+            max_tokens=2 * limits.max_total_tokens,
+        )
+
+    # ------------------------------------------------------------ rows in
 
     async def _feed(self) -> None:
-        async for chunk in self._preparation.chunks():
-            known = self._seen.add_all([row.custom_id for row in chunk])
-            for row, is_duplicate in zip(chunk, known, strict=True):
-                if is_duplicate:
-                    row.failure = Failure(
-                        "duplicate_custom_id", f"an earlier row has the custom_id {row.custom_id!r}"
-                    )
-                await self._start(row)
+        await self._try_suspects()
+        while await self._fill():
+            while self._queue:
+                if not self._start_at_once():
+                    await self._start_first()
 
-    async def _start(self, row: BatchRow) -> None:
-        self.report.add_row(row)
-        await self._ledger.room()
-        if row.failure is not None:
-            self._finish_failed(row, row.failure)
+    async def _try_suspects(self) -> None:
+        """Each group alone, so that the engine's next death says more than the last."""
+        while (group := self.suspects.next_group()) is not None:
+            self._queue.extendleft(reversed(group))
+            for _ in group:
+                await self._start_first()
+            await self._window.drained()
+
+    async def _fill(self) -> bool:
+        """More rows for the queue, as many as are ready, up to a window of them, in good order;
+        False where there will be no more."""
+        rows: list[BatchRow] = []
+        while not self._ended and (not rows or self._preparation.has_ready):
+            chunk = await self._preparation.next()
+            if chunk is None:
+                self._ended = True
+                break
+            for shard in chunk.opened:
+                self._ledger.started(shard)
+            rows += chunk.rows
+            if len(rows) >= self._window.max_rows:
+                break
+        self._queue.extend(admission_order(rows, is_last=self._ended))
+        return bool(rows) or not self._ended
+
+    async def _start_first(self) -> None:
+        """The first row of the queue leaves it at the moment when it is in flight."""
+        if self._start_at_once():
             return
-        self.report.add_model(row.body.get("model"), self._engine.model_names)
-        request: PreparedRequest = row.request
-        row.body = {}
+        request: PreparedRequest = self._queue[0].request
         await self._window.enter(request.num_tokens)
+        if self.is_closing:
+            self._window.leave(request.num_tokens)
+            await asyncio.Event().wait()
+        self._launch(self._queue.popleft())
+
+    def _start_at_once(self) -> bool:
+        """Start the first row of the queue; False where it must wait for room."""
+        row = self._queue[0]
+        failure = row.failure
+        cuts, longest_s = 0, 0.0
+        if row.shard.cut_short:
+            cuts, longest_s = row.shard.cut_short.get(row.number, (0, 0.0))
+        if failure is not None or cuts >= _MAX_CUTS:
+            self.report.add_row(row)
+            self._queue.popleft()
+            self._finish_failed(row, failure or _TOO_LONG, latency_s=longest_s)
+            return True
+        if self.is_closing or not self._window.fits(row.request.num_tokens):
+            return False
+        self._window.take(row.request.num_tokens)
+        self._launch(self._queue.popleft())
+        return True
+
+    def _launch(self, row: BatchRow) -> None:
+        """Give a row to the engine, whose place in the window is taken."""
+        request: PreparedRequest = row.request
+        if not row.tries:
+            self.report.add_row(row)
+            self.report.add_model(row.model, self._engine.model_names)
         task = asyncio.create_task(self._answer(row, request))
-        self._tasks.add(task)
+        self.in_flight[row.index] = InFlight(row, task, time.monotonic())
         task.add_done_callback(self._on_done)
 
+    # ------------------------------------------------------------ answers out
+
     async def _answer(self, row: BatchRow, request: PreparedRequest) -> None:
+        entry: InFlight | None = None
         try:
-            answer = await self._ask(request)
-        except EngineError:
+            answer = await self._ask(row, request)
+        except (EngineError, IncompleteRunError):
             raise
+        except asyncio.CancelledError:
+            entry = self.in_flight.get(row.index)
+            if entry is None or not entry.timed_out:
+                raise
+            seconds = time.monotonic() - entry.since_s
+            late = Failure("row_timeout", f"no answer after {seconds:.0f} s (--row-timeout)", 504)
+            self._finish_failed(row, late, latency_s=seconds)
         except ROW_ERRORS as error:
             self._finish_failed(row, Failure.of(error))
         else:
-            self.report.add_answer(row, answer)
-            record = self._records.answer(row, answer.body)
-            self._ledger.finish(row.index, self._writer.encode(record))
+            self._finish_answered(row, answer)
+        del self.in_flight[row.index]
         self._window.leave(request.num_tokens)
 
-    async def _ask(self, request: PreparedRequest) -> RowAnswer:
+    async def _ask(self, row: BatchRow, request: PreparedRequest) -> RowAnswer:
+        attempts = 1
         while True:
             try:
                 return await self._engine.answer(request)
             except QueueFullError:
                 # The user has set a limit that is lower than the window.
                 await asyncio.sleep(_QUEUE_FULL_WAIT_S)
+            except (EngineError, IncompleteRunError):
+                raise
+            except ROW_ERRORS as error:
+                wait_s = self._policy.wait_before_retry(Failure.of(error), attempts)
+                if wait_s is None:
+                    raise
+                attempts += 1
+                self.report.num_retries += 1
+                await asyncio.sleep(wait_s)
 
-    def _finish_failed(self, row: BatchRow, failure: Failure) -> None:
+    def _finish_answered(self, row: BatchRow, answer: RowAnswer) -> None:
+        self.last_finish_s = now = time.monotonic()
+        self.num_finished_ok += 1
+        self.num_guilty_in_a_row = 0
+        latency_s = now - self.in_flight[row.index].since_s
+        self._latencies.append(latency_s)
+        self.report.add_answer(row, answer)
+        record = self._records.answer(row, answer.body)
+        self._ledger.finish(
+            row.shard,
+            RowRecord(
+                row.number,
+                journal.OK,
+                self._encoder.encode(record),
+                row.tries + 1,
+                answer.num_prompt_tokens,
+                answer.num_output_tokens,
+                answer.num_cached_tokens,
+                latency_s,
+            ),
+        )
+
+    def _finish_failed(
+        self, row: BatchRow, failure: Failure, *, latency_s: float = 0.0, guilty: bool = False
+    ) -> None:
+        self._policy.before_failure(row, failure)
+        self.last_finish_s = time.monotonic()
         self.report.add_failure(row, failure)
-        record = self._records.failure(row, failure)
-        self._ledger.finish(row.index, self._writer.encode(record))
+        payload = self._encoder.encode(self._records.failure(row, failure))
+        status = journal.QUARANTINED if guilty else journal.FAILED
+        record = RowRecord(row.number, status, payload, row.tries + 1, latency_s=latency_s)
+        self._ledger.finish(row.shard, record)
+        self._policy.after_failure(self.report, len(self._queue) + len(self.in_flight))
+
+    def _accuse(self, rows: list[BatchRow]) -> None:
+        """The engine died with these in it."""
+        guilty = self.suspects.engine_died(rows) if rows else None
+        if guilty is not None:
+            why = Failure(
+                "engine_killed",
+                f"the engine died {guilty.tries + 1} times with this row, the last time with it "
+                "alone",
+                500,
+                "server_error",
+            )
+            self.report.num_quarantined += 1
+            self.num_guilty_in_a_row += 1
+            self._finish_failed(guilty, why, guilty=True)
+
+    # ------------------------------------------------------------ ends
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         """A row's task raises only what ends the run."""
-        self._tasks.discard(task)
         if task.cancelled() or self._fatal is None or self._fatal.done():
             return
         error = task.exception()
@@ -141,7 +315,7 @@ class BatchRunner:
             self._fatal.set_exception(error)
 
     async def _until_fatal(self, work: Coroutine[Any, Any, None]) -> None:
-        """Await `work`, but no longer than until a row's task or the flusher has failed."""
+        """Await `work`, but no longer than until `fail` is called or a row's task has failed."""
         if self._fatal is None:
             raise RuntimeError("run() sets the future that this waits for")
         task = asyncio.create_task(work)
@@ -155,14 +329,16 @@ class BatchRunner:
                 await asyncio.wait({task})
         task.result()
 
-    async def _flush_often(self) -> None:
-        while True:
-            await asyncio.sleep(_FLUSH_INTERVAL_S)
-            self._ledger.flush()
+    async def _stop(self) -> list[BatchRow]:
+        """Abort the rows in flight (cancelling a row's task aborts its request); returns them."""
+        entries = list(self.in_flight.values())
+        for entry in entries:
+            entry.task.cancel()
+        await asyncio.gather(*(entry.task for entry in entries), return_exceptions=True)
+        self.in_flight.clear()
+        return [entry.row for entry in entries]
 
-    async def _stop(self) -> None:
-        """Abort the rows in flight; cancelling a row's task aborts its request."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+def hung(seconds: float) -> EngineDeadError:
+    """An engine that holds rows and makes no step is as good as dead."""
+    return EngineDeadError(f"the engine made no step for {seconds:.0f} s")

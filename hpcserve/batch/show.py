@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hpcserve.batch.files import InputFile
 from hpcserve.batch.formats.base import MalformedRowError
 from hpcserve.batch.formats.jsonl import Reader
 
 _MAX_CELL = 600
+_SPAN_ROWS = 2048
 
 
 def print_answers(output: Path, questions: Path | None, *, limit: int, failed: bool) -> None:
@@ -47,16 +47,17 @@ def print_answers(output: Path, questions: Path | None, *, limit: int, failed: b
 
 def _records(path: Path) -> Iterator[Mapping[str, Any]]:
     """Rows in order; one that cannot be decoded is an empty record, so that none is skipped."""
-    source = InputFile(str(path))
-    reader = Reader(source)
+    reader = Reader(path)
     try:
-        for raw in reader:
-            try:
-                yield reader.decode(raw)
-            except MalformedRowError:
-                yield {}
+        spans = [scanned.span for scanned in reader.scan(_SPAN_ROWS)]
+        for span in spans:
+            for raw in reader.rows(span):
+                try:
+                    yield reader.decode(raw)
+                except MalformedRowError:
+                    yield {}
     finally:
-        source.close()
+        reader.close()
 
 
 def _answer(record: Mapping[str, Any]) -> tuple[str, str, str]:

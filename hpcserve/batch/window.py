@@ -30,6 +30,10 @@ class Window:
         """Wait for room for a row of so many tokens, and take it."""
         while not self.fits(num_tokens):
             await self._changed()
+        self.take(num_tokens)
+
+    def take(self, num_tokens: int) -> None:
+        """Take room that is there."""
         self.num_rows += 1
         self.num_tokens += num_tokens
 

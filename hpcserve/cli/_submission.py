@@ -13,16 +13,16 @@ import click
 from hpcserve._version import __version__
 from hpcserve.cli._jobs import layered_settings
 from hpcserve.cli.options import engine_config
-from hpcserve.config.batch import BatchConfig, RowDefaults
-from hpcserve.config.engine import PARTS, EngineConfig
+from hpcserve.config.batch import BatchConfig
+from hpcserve.config.engine import EngineConfig
 from hpcserve.config.load import Setting
 from hpcserve.errors import ConfigError
 from hpcserve.launcher.base import Launcher
-from hpcserve.launcher.engine_command import option_words
 from hpcserve.launcher.job_dir import JobDir, register
 from hpcserve.launcher.request import (
     SERVE_CONFIGS,
     JobRequest,
+    batch_words,
     existing_paths,
     make_request,
     server_words,
@@ -46,19 +46,17 @@ def batch_request(
     settings: Mapping[str, Setting],
     engine: EngineConfig,
 ) -> JobRequest:
-    """What `batch --launcher slurm` means: the same command, run on the nodes."""
-    kept = {name: one.value for name, one in settings.items() if not one.is_default}
-    for name in ("input", "output", "model", "device"):
-        kept.pop(name, None)
-    inputs, output = (
-        str(Path(one).absolute()) for one in (batch_config.input, batch_config.output)
+    """What `batch --launcher slurm` means: the same command, run on the nodes.
+
+    Raises ConfigError for stdin and stdout, which a job has no part in.
+    """
+    if "-" in (*batch_config.inputs, batch_config.output):
+        raise ConfigError("a job reads and writes files, not - ; --launcher local takes a pipe")
+    *inputs, output = (
+        str(Path(one).absolute()) for one in (*batch_config.inputs, batch_config.output)
     )
-    words = [inputs, "--output", output, "--launcher", "local"]
-    words += ["--model", _model_word(engine.model.model)] if engine.model.model else []
-    if not settings["device"].is_default:
-        words += ["--device", engine.backend.device]
-    words += option_words(kept, [BatchConfig, RowDefaults, *PARTS.values()])
-    paths = existing_paths(engine.model.model, inputs, str(Path(output).parent))
+    words = batch_words(settings, _model_word(engine.model.model), inputs, output)
+    paths = existing_paths(engine.model.model, *inputs, str(Path(output).parent))
     return make_request("batch", engine, settings, words, paths)
 
 
@@ -130,6 +128,15 @@ def _description(request: JobRequest, argv: Sequence[str]) -> dict[str, Any]:
             if not one.is_default and name != "api_key"
         },
     }
+
+
+def say_script(request: JobRequest) -> None:
+    """The batch script alone on stdout; what a reader should know besides, on stderr."""
+    from hpcserve.launcher.script import render_script
+
+    click.echo(render_script(request), nl=False)
+    if request.layout.warning:
+        click.echo(f"note: {request.layout.warning}", err=True)
 
 
 def say_submitted(request: JobRequest, job_id: str) -> None:

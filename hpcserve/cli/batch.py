@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import click
 
+from hpcserve.cli import _batch_verbs as batch_verbs
 from hpcserve.cli._jobs import JOB_SECTIONS, LAUNCHERS, layered_options, layered_settings
 from hpcserve.cli.options import SectionedCommand, config_options, engine_config
 from hpcserve.config.batch import BatchConfig, RowDefaults
-from hpcserve.config.cluster import ClusterConfig
 from hpcserve.config.engine import EngineConfig
-from hpcserve.config.job import JobConfig
 from hpcserve.config.load import ENGINE_CONFIGS, Setting, build
-from hpcserve.config.slurm import SlurmConfig
 from hpcserve.errors import ConfigError
 from hpcserve.log import setup_logging
 
 EXIT_FAILED_ROWS = 3
-BATCH_CONFIGS = (
-    BatchConfig,
-    RowDefaults,
-    SlurmConfig,
-    ClusterConfig,
-    JobConfig,
-    *ENGINE_CONFIGS,
-)
+SECTIONS: dict[str, Sequence[type[Any]]] = {
+    "Batch": [BatchConfig],
+    "Sampling, for rows that do not say": [RowDefaults],
+    **JOB_SECTIONS,
+    "Engine": ENGINE_CONFIGS,
+}
+BATCH_CONFIGS = tuple(config for configs in SECTIONS.values() for config in configs)
+_ARGV = "hpcserve.batch.argv"
 
 
 class _CommandWithVerbs(SectionedCommand):
@@ -49,7 +47,10 @@ class _CommandWithVerbs(SectionedCommand):
         if args and args[0] in self.verbs:
             name = f"{info_name} {args[0]}"
             return self.verbs[args[0]].make_context(name, args[1:], parent, **extra)
-        return super().make_context(info_name, args, parent, **extra)
+        words = tuple(args)  # parsing takes them away
+        ctx = super().make_context(info_name, args, parent, **extra)
+        ctx.meta[_ARGV] = words
+        return ctx
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -62,7 +63,7 @@ class _CommandWithVerbs(SectionedCommand):
 
 
 @click.command(cls=_CommandWithVerbs)
-@click.argument("input_argument", metavar="INPUT", required=False)
+@click.argument("input_arguments", metavar="INPUT...", nargs=-1)
 @click.option(
     "--launcher",
     type=click.Choice(LAUNCHERS),
@@ -71,19 +72,12 @@ class _CommandWithVerbs(SectionedCommand):
     help="auto: as a job where there is SLURM and this is no allocation of it; local: here, now",
 )
 @layered_options
-@config_options(
-    {
-        "Batch": [BatchConfig],
-        "Sampling, for rows that do not say": [RowDefaults],
-        **JOB_SECTIONS,
-        "Engine": ENGINE_CONFIGS,
-    }
-)
+@config_options(SECTIONS)
 @click.pass_context
 def command(
     ctx: click.Context,
     /,
-    input_argument: str | None,
+    input_arguments: tuple[str, ...],
     launcher: str,
     cluster: str | None,
     preset: str | None,
@@ -92,23 +86,36 @@ def command(
     """Answer every row of INPUT: one line of OUTPUT for each, in the same order.
 
     Rows are OpenAI batch lines (custom_id, method, url, body) or plain {"prompt": ...} or
-    {"messages": [...]} objects, one per line; .gz and .zst are read and written.
+    {"messages": [...]} objects, one per line, or rows of .parquet, .csv and saved datasets; .gz
+    and .zst are read and written. What is finished is kept in OUTPUT.hpcserve: run the same
+    command again and it goes on, whatever ended it.
 
-    Exit code: 0 all rows answered, 2 wrong usage, 3 some rows failed (OUTPUT says why), 75 ended
-    early.
+    Exit code: 0 all rows answered, 1 the run failed, 2 wrong usage, 3 some rows failed (OUTPUT
+    says why), 75 ended early, to be run again.
     """
     setup_logging()
     settings = layered_settings(ctx, BATCH_CONFIGS, cluster, preset)
-    batch = _with_input(build(BatchConfig, settings), input_argument)
+    batch = with_inputs(build(BatchConfig, settings), input_arguments)
     engine, defaults = engine_config(settings, None), build(RowDefaults, settings)
     if launcher == "slurm" or (launcher == "auto" and _as_job(batch)):
         _submit(ctx, batch, settings, engine)
         return
+    if engine.parallel.node_rank > 0:
+        from hpcserve.engine.node_agent import run_agent
+
+        ctx.exit(run_agent(engine))
     # Here and not above: `--help` and a mistake in the options must not wait for it.
     from hpcserve.batch import client_engine
     from hpcserve.batch.run import run_batch
 
-    report = run_batch(engine, batch, defaults, client_engine.open_client_engine)
+    argv, seed = ctx.meta.get(_ARGV, ()), engine.scheduler.random_seed
+    with ExitStack() as stack:
+        if batch.jobs > 1:
+            from hpcserve.batch.jobs import other_workers
+
+            batch = stack.enter_context(other_workers(argv, batch))
+        backend = client_engine.ClientBackend(engine)
+        report = run_batch(backend, batch, defaults, seed=seed, argv=argv)
     if report.num_failed and report.first_failure:
         line, message = report.first_failure
         click.secho(
@@ -125,7 +132,7 @@ def _as_job(batch: BatchConfig) -> bool:
     from hpcserve.launcher import slurm_query
     from hpcserve.launcher.environment import inside_allocation
 
-    here = "-" in (batch.input, batch.output) or inside_allocation()
+    here = "-" in (*batch.inputs, batch.output) or inside_allocation()
     return not here and slurm_query.is_here()
 
 
@@ -140,34 +147,16 @@ def _submit(
     submission.say_submitted(request, submission.submit(request, "slurm"))
 
 
-@click.command()
-@click.argument("output", metavar="OUTPUT", type=click.Path(exists=True, dir_okay=False))
-@click.option(
-    "--input",
-    "questions",
-    type=click.Path(exists=True, dir_okay=False),
-    help="the input of the run, to show each question beside its answer",
-)
-@click.option(
-    "-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="rows"
-)
-@click.option("--failed", is_flag=True, help="only rows that failed")
-def show(output: str, questions: str | None, limit: int, failed: bool) -> None:
-    """Show the answers of an output file as a table."""
-    from hpcserve.batch.show import print_answers
-
-    print_answers(Path(output), Path(questions) if questions else None, limit=limit, failed=failed)
-
-
-command.verbs = {"show": show}
-
-
-def _with_input(batch: BatchConfig, argument: str | None) -> BatchConfig:
-    """The input stands without a flag, or as `-i`, as `vllm run-batch` takes it."""
-    if argument and batch.input and argument != batch.input:
-        raise ConfigError(f"the input is given twice: {argument} and {batch.input}")
-    if not argument and not batch.input:
+def with_inputs(batch: BatchConfig, arguments: tuple[str, ...]) -> BatchConfig:
+    """Inputs stand without a flag, or as `-i`, as `vllm run-batch` takes it."""
+    if arguments and batch.inputs and arguments != batch.inputs:
+        given = " ".join(arguments)
+        raise ConfigError(f"the input is given twice: {given} and {' '.join(batch.inputs)}")
+    if not arguments and not batch.inputs:
         raise ConfigError("no INPUT; say `hpcserve batch INPUT -o OUTPUT`")
     if not batch.output:
         raise ConfigError("no output; say `hpcserve batch INPUT -o OUTPUT`")
-    return dataclasses.replace(batch, input=argument or batch.input)
+    return dataclasses.replace(batch, inputs=arguments or batch.inputs)
+
+
+command.verbs = batch_verbs.VERBS

@@ -253,7 +253,7 @@ def startup(
 def make_model(shape: str, folder: Path) -> None:
     """Write a model FOLDER of a known SHAPE without weights, for --load-format dummy.
 
-    Shapes: llama-3.1-8b, llama-3.1-70b, qwen2.5-14b, qwen3-0.6b.
+    Shapes: llama-3.1-8b, llama-3.1-70b, qwen2.5-14b, qwen3-0.6b, qwen3-30b-a3b.
     """
     from hpcserve.bench.stand_in import make_stand_in
 

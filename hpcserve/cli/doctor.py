@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from hpcserve.cli._jobs import print_json
@@ -26,14 +28,12 @@ def command(
     from hpcserve.launcher.environment import current, inside_allocation
 
     if part == "node":
-        import json
-
-        click.echo(json.dumps(examine.node_report()))
+        examine.node_report(Path(folder or "."))
         return
     if part == "allreduce":
         from hpcserve.launcher.doctor import collective
 
-        collective.main(folder or ".", ifname)
+        collective.run(Path(folder or "."), current(), ifname)
         return
     if inside_allocation():
         findings = examine.allocation(current(), ifname, allreduce=not no_allreduce)

@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
-from hpcserve.cli._jobs import JOB_SECTIONS, layered_options
-from hpcserve.cli.options import SectionedCommand, config_options
-from hpcserve.config.load import ENGINE_CONFIGS
+from hpcserve.cli import batch
+from hpcserve.cli._jobs import JOB_SECTIONS, layered_options, layered_settings
+from hpcserve.cli.options import SectionedCommand, config_options, engine_config
+from hpcserve.config.batch import BatchConfig
+from hpcserve.config.load import ENGINE_CONFIGS, build
 from hpcserve.config.server import ServerConfig
 
 
@@ -31,10 +33,27 @@ def render_submit(
     **_: Any,
 ) -> None:
     """The script of `hpcserve submit` with the same options."""
-    from hpcserve.cli._submission import serve_request
-    from hpcserve.launcher.script import render_script
+    from hpcserve.cli._submission import say_script, serve_request
 
-    request = serve_request(ctx, model_argument, cluster, preset)
-    click.echo(render_script(request), nl=False)
-    if request.layout.warning:
-        click.echo(f"note: {request.layout.warning}", err=True)
+    say_script(serve_request(ctx, model_argument, cluster, preset))
+
+
+@command.command("batch", cls=SectionedCommand)
+@click.argument("input_arguments", metavar="INPUT...", nargs=-1)
+@layered_options
+@config_options(batch.SECTIONS)
+@click.pass_context
+def render_batch(
+    ctx: click.Context,
+    /,
+    input_arguments: tuple[str, ...],
+    cluster: str | None,
+    preset: str | None,
+    **_: Any,
+) -> None:
+    """The script of `hpcserve batch` with the same options."""
+    from hpcserve.cli._submission import batch_request, say_script
+
+    settings = layered_settings(ctx, batch.BATCH_CONFIGS, cluster, preset)
+    files = batch.with_inputs(build(BatchConfig, settings), input_arguments)
+    say_script(batch_request(ctx, files, settings, engine_config(settings, None)))

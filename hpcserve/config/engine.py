@@ -18,7 +18,9 @@ from hpcserve.errors import ConfigError
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """dp_rank: which replica this engine is; set by whoever starts it, no option."""
+    """dp_rank: which replica this engine is.  worker_endpoint: where it listens for ranks on other
+    nodes. Both are set by whoever starts it, and no options.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -26,6 +28,7 @@ class EngineConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
     dp_rank: int = 0
+    worker_endpoint: str | None = None
 
     @classmethod
     def from_options(cls, values: Mapping[str, Any]) -> EngineConfig:

@@ -32,7 +32,7 @@ class JobConfig:
     ready_timeout_s: float = option(
         3600.0, "--ready-timeout", help="seconds until the server must answer, once started"
     )
-    drain_s: float = option(
+    job_drain_s: float = option(
         20.0, "--drain", help="seconds that running requests get before the job ends"
     )
     rank_timeout_s: float = option(
@@ -49,7 +49,7 @@ class JobConfig:
     )
 
     template: str | None = option(
-        None, "--template", help="batch script template instead of the one in sbatch/"
+        None, "--sbatch-template", help="batch script template instead of the one in sbatch/"
     )
 
     def __post_init__(self) -> None:
@@ -61,6 +61,6 @@ class JobConfig:
             raise ConfigError(f"replicas is {self.replicas}; it must be at least 1")
         if self.max_restarts < 0:
             raise ConfigError(f"max_restarts is {self.max_restarts}; it cannot be negative")
-        for name in ("ready_timeout_s", "drain_s", "rank_timeout_s"):
+        for name in ("ready_timeout_s", "job_drain_s", "rank_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")

@@ -113,6 +113,11 @@ class ParallelConfig:
         return self.tp_size * self.pp_size
 
     @property
+    def num_cores(self) -> int:
+        """Engines behind the endpoint: replicas that share experts step in one."""
+        return 1 if self.enable_dp_attention else self.dp_size
+
+    @property
     def ranks_per_node(self) -> int:
         return self.world_size // self.nnodes
 

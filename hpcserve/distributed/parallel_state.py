@@ -89,12 +89,40 @@ class PipelineStage:
         return dist.isend(x, dst=self.following, group=self.group)
 
 
+class ReplicaGather:
+    """The tokens of replicas that share experts, brought together and taken apart again.
+
+    counts: tokens of each replica in this step; set before each.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, comm: Communicator | None = None) -> None:
+        self.rank = rank
+        self.size = size
+        self._comm = comm
+        self.counts: list[int] = [0] * size
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """[own tokens, ...] -> [size * most tokens, ...]: each replica's, padded with zeros."""
+        if self.size == 1:
+            return x
+        padded = x.new_zeros((max(self.counts), *x.shape[1:]))
+        padded[: len(x)] = x
+        return _needed(self._comm).all_gather(padded)
+
+    def own(self, x: torch.Tensor) -> torch.Tensor:
+        """This replica's part of what `gather` laid out."""
+        if self.size == 1:
+            return x
+        first = self.rank * max(self.counts)
+        return x[first : first + self.counts[self.rank]]
+
+
 @dataclass(frozen=True)
 class ExpertParallel:
     """This process's place in the group that holds a layer's experts.
 
     rank, size: which part of the experts.  slice_rank, num_slices: which part of each of them.
-    comm: sums the parts over the group.
+    comm: sums the parts over the group.  replicas: whose tokens the experts get.
     """
 
     rank: int = 0
@@ -102,6 +130,7 @@ class ExpertParallel:
     slice_rank: int = 0
     num_slices: int = 1
     comm: Communicator | None = None
+    replicas: ReplicaGather = field(default_factory=ReplicaGather)
 
     def experts(self, num_experts: int) -> range:
         """The experts held here.  Raises ConfigError when they do not split evenly."""

@@ -8,17 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from hpcserve.config.parallel import ParallelConfig
+from hpcserve.config.parallel import ParallelConfig, split_address
 from hpcserve.distributed.comm_base import Communicator
 from hpcserve.distributed.comm_torch import TorchComm
+from hpcserve.distributed.link_check import check_links
 from hpcserve.distributed.parallel_state import (
     ExpertParallel,
     ModelParallel,
     PipelineStage,
+    ReplicaGather,
     TensorParallel,
 )
 from hpcserve.distributed.topology import Place, Topology
@@ -103,12 +106,10 @@ def join(
     """
     topology = Topology(config)
     place = topology.place(rank)
-    ranks = topology.replica(place.dp_rank)
+    ranks = topology.companions(place.dp_rank)
     own = ranks.index(rank)
     on_gpu = device.type == "cuda"
-    if config.nnodes == 1 and not on_gpu:
-        # The machine's own name may resolve to an address that is not there.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    _choose_interface(config, place.dp_rank)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         store=PrefixStore(f"hpcserve/{secret}", store),
@@ -125,10 +126,55 @@ def join(
         _stage(topology, place, ranks, pp_group),
     )
     slices = config.expert_group_size // config.expert_size
+    comm, replicas = model.tp.comm, ReplicaGather()
+    if config.enable_dp_attention:
+        expert_group = _own_group(ranks, rank, topology.expert_group)
+        dp_group = _own_group(ranks, rank, topology.dp_group)
+        assert expert_group is not None and dp_group is not None, "DP attention has two replicas"
+        comm = TorchComm(expert_group)
+        replicas = ReplicaGather(place.dp_rank, config.dp_size, TorchComm(dp_group))
     experts = ExpertParallel(
-        place.ep_rank, config.expert_size, place.expert_tp_rank, slices, model.tp.comm
+        place.ep_rank, config.expert_size, place.expert_tp_rank, slices, comm, replicas
     )
+    if topology.spans_nodes(place.dp_rank):
+        check_links(ranks, place, device)
     return RankState(place, ModelParallel(model.tp, model.stage, experts), control)
+
+
+def own_address(config: ParallelConfig, dp_rank: int) -> str:
+    """The address of this node under which the other ranks of the replica reach it."""
+    if not Topology(config).spans_nodes(dp_rank):
+        return "127.0.0.1"
+    host, port = split_address(str(config.dist_init_addr))
+    # No packet is sent: the kernel only says from which address it would be.
+    family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(target)
+        address: str = probe.getsockname()[0]
+    return address
+
+
+def _choose_interface(config: ParallelConfig, dp_rank: int) -> None:
+    """Name gloo and NCCL the interface on which the ranks meet, unless the user did.
+
+    Left alone, they look this machine's own name up, which often is an address nobody reaches.
+    """
+    address = own_address(config, dp_rank)
+    name = next(
+        (
+            name
+            for name, held in psutil.net_if_addrs().items()
+            for one in held
+            if one.address == address
+        ),
+        None,
+    )
+    if name is None:
+        raise EngineStartError(f"no network interface of {socket.gethostname()} has {address}")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    if Topology(config).spans_nodes(dp_rank):
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+        _log.info("meeting on interface %s (%s)", os.environ["GLOO_SOCKET_IFNAME"], address)
 
 
 def leave() -> None:

@@ -68,6 +68,12 @@ class Topology:
         first = dp_rank * self.config.replica_size
         return tuple(range(first, first + self.config.replica_size))
 
+    def companions(self, dp_rank: int) -> tuple[int, ...]:
+        """All ranks that step together with a replica's."""
+        if self.config.enable_dp_attention:
+            return tuple(range(self.config.world_size))
+        return self.replica(dp_rank)
+
     def tp_group(self, rank: int) -> tuple[int, ...]:
         place = self.place(rank)
         sizes = range(self.config.tp_size)
@@ -104,6 +110,10 @@ class Topology:
     def on_node(self, node_rank: int) -> tuple[int, ...]:
         first = node_rank * self.config.ranks_per_node
         return tuple(range(first, first + self.config.ranks_per_node))
+
+    def spans_nodes(self, dp_rank: int) -> bool:
+        """Whether a replica's ranks are on more than one node."""
+        return len({self.place(rank).node_rank for rank in self.companions(dp_rank)}) > 1
 
     def core_node(self, dp_rank: int) -> int:
         """The node on which a replica's core runs: that of its first rank."""

@@ -18,10 +18,11 @@ import numpy as np
 
 from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
+from hpcserve.distributed.topology import Topology
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
+from hpcserve.engine.nodes import Nodes
 from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
 from hpcserve.engine.replica import Replica
-from hpcserve.engine.replica_stats import total_stats
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
 from hpcserve.engine.router import PrefixRouter
 from hpcserve.engine.supervisor import CORE_MODULE, start_error
@@ -51,6 +52,7 @@ from hpcserve.ipc.messages import (
 from hpcserve.log import get_logger
 from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
+from hpcserve.scheduler.lockstep import total_stats
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 # Faces import the engine from here alone.
@@ -62,6 +64,8 @@ _CONTROL_TIMEOUT_S = 30.0
 #: Writing a trace takes longer than anything else.
 _PROFILE_TIMEOUT_S = 600.0
 _DRAIN_POLL_S = 0.05
+#: A core's last words travel by another way than the news of its end: they may come later.
+_LAST_WORDS_S = 0.2
 #: Longest pause before a replica that keeps dying is started once more.
 _RESTART_MOST_S = 60.0
 
@@ -110,6 +114,7 @@ class EngineClient:
         self._idle.set()
         self._replicas: list[Replica] = []
         self._router = PrefixRouter()
+        self._nodes: Nodes | None = None
         self._module = CORE_MODULE
         self._restarts: set[asyncio.Task[None]] = set()
         self._num_restarts: Counter[int] = Counter()
@@ -133,8 +138,11 @@ class EngineClient:
         client = cls(tokenizer, config)
         client._module = module
         try:
-            for index in range(config.parallel.dp_size):
-                client._replicas.append(client._spawn(index))
+            if config.parallel.nnodes > 1:
+                client._nodes = Nodes(config, client._on_node_lost, client._on_core_ended)
+                await client._nodes.wait()
+            for index in range(config.parallel.num_cores):
+                client._replicas.append(await client._spawn(index))
             await client._wait_ready(timeout_s)
         except BaseException:
             await client.close()
@@ -164,7 +172,7 @@ class EngineClient:
         """Use a core that somebody else started, and leave it running afterwards."""
         client = cls(tokenizer, config)
         try:
-            client._replicas.append(Replica(0, endpoint, client._on_message))
+            client._replicas.append(Replica(0, endpoint, client._on_message, owns_core=False))
             await client._wait_ready(timeout_s)
         except BaseException:
             await client.close()
@@ -212,6 +220,8 @@ class EngineClient:
             task.cancel()
         shutdown = ControlRequest(next(self._call_ids), "shutdown")
         await asyncio.gather(*(replica.close(shutdown) for replica in self._replicas))
+        if self._nodes is not None:
+            self._nodes.close()
         if self._ready.done() and not self._ready.cancelled():
             self._ready.exception()  # seen: whoever waited was told
 
@@ -384,8 +394,27 @@ class EngineClient:
 
     # ------------------------------------------------------------ inside
 
-    def _spawn(self, index: int) -> Replica:
-        return Replica.spawn(index, self.config, self._on_message, module=self._module)
+    async def _spawn(self, index: int) -> Replica:
+        """Start a replica's core, here or on the node where its first rank is."""
+        topology = Topology(self.config.parallel)
+        if self._nodes is not None and topology.core_node(index) > 0:
+            return Replica(index, await self._nodes.start_core(index), self._on_message)
+        workers = None
+        if self._nodes is not None and topology.spans_nodes(index):
+            workers = self._nodes.start_workers()
+        return Replica.spawn(
+            index, self.config, self._on_message, module=self._module, workers=workers
+        )
+
+    def _on_node_lost(self, node_rank: int, host: str) -> None:
+        topology = Topology(self.config.parallel)
+        for replica in list(self._replicas):
+            nodes = {topology.place(rank).node_rank for rank in topology.replica(replica.index)}
+            if node_rank in nodes:
+                replica.lost(f"node {node_rank} ({host}) is gone")
+
+    def _on_core_ended(self, dp_rank: int, exit_code: int, reason: str) -> None:
+        self._loop.call_later(_LAST_WORDS_S, self._replicas[dp_rank].lost, reason, exit_code)
 
     def _choose(self, ids: Int32Array) -> Replica:
         loads = {one.index: one.num_open for one in self._replicas if one.takes_requests}
@@ -462,7 +491,7 @@ class EngineClient:
         pause_s = min(_RESTART_MOST_S, 0.1 * 4 ** (self._num_restarts[gone.index] - 1))
         await gone.close(ControlRequest(next(self._call_ids), "shutdown"))
         await asyncio.sleep(pause_s)
-        self._replicas[gone.index] = self._spawn(gone.index)
+        self._replicas[gone.index] = await self._spawn(gone.index)
 
     def _fail_all(self, error: EngineDeadError) -> None:
         for stream in list(self._streams.values()):

@@ -15,6 +15,7 @@ import psutil
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.core_outputs import by_frontend
 from hpcserve.engine.executor import Executor, StepHandle
+from hpcserve.engine.router import PrefixRouter
 from hpcserve.engine.step_log import StepLog
 from hpcserve.errors import EngineError, HpcserveError
 from hpcserve.ipc.channel import CoreChannel
@@ -32,6 +33,7 @@ from hpcserve.ipc.messages import (
 from hpcserve.kvcache.no_reuse import NoReuse
 from hpcserve.kvcache.radix import RadixCache
 from hpcserve.log import get_logger
+from hpcserve.scheduler.lockstep import LockstepScheduler
 from hpcserve.scheduler.scheduler import Scheduler
 
 logger = get_logger(__name__)
@@ -54,18 +56,26 @@ class EngineCore:
         self._imports_s = max(0.0, age_s - sum(info.timings_s.values()))
         self._channel = channel
         # Replicas draw different seeds for requests that bring none.
-        seed = config.scheduler.random_seed + _SEED_STRIDE * config.dp_rank
-        self._scheduler = Scheduler(
-            replace(config.scheduler, random_seed=seed),
-            RadixCache(page_size) if reuse else NoReuse(page_size),
-            info.num_pages,
-            context_length=info.context_length,
-            eos_token_ids=info.eos_token_ids,
-            num_micro_batches=config.parallel.pp_size,
-        )
+
+        def scheduler_of(dp_rank: int) -> Scheduler:
+            seed = config.scheduler.random_seed + _SEED_STRIDE * dp_rank
+            return Scheduler(
+                replace(config.scheduler, random_seed=seed),
+                RadixCache(page_size) if reuse else NoReuse(page_size),
+                info.num_pages,
+                context_length=info.context_length,
+                eos_token_ids=info.eos_token_ids,
+                num_micro_batches=config.parallel.pp_size,
+            )
+
+        together = config.parallel.enable_dp_attention
+        self._scheduler: Scheduler | LockstepScheduler = scheduler_of(config.dp_rank)
+        if together:
+            replicas = [scheduler_of(dp_rank) for dp_rank in range(config.parallel.dp_size)]
+            self._scheduler = LockstepScheduler(replicas, PrefixRouter().choose)
         overlap = config.scheduler.enable_overlap
         if overlap is None:
-            overlap = not info.device.startswith("cpu")
+            overlap = not info.device.startswith("cpu") and not together
         self._depth = 2 if overlap else 1
         # Every stage has a micro-batch, and one more is on its way.
         if config.parallel.pp_size > 1:
@@ -211,7 +221,7 @@ def _last_words(executor: Executor | None, error: Exception) -> None:
 
 def make_executor(config: EngineConfig, folder: Path | None = None) -> Executor:
     """The workers of one replica.  folder: where sockets of theirs may stand."""
-    if config.parallel.replica_size > 1:
+    if config.parallel.replica_size > 1 or config.parallel.enable_dp_attention:
         from hpcserve.engine.executor_mp import MpExecutor
 
         return MpExecutor(config, folder=folder)

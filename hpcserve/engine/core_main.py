@@ -39,7 +39,10 @@ def run_order(run: Callable[[EngineConfig, str], None]) -> None:
     lifeline.hold(parent)
     try:
         config = EngineConfig.from_options(order["options"])
-        run(dataclasses.replace(config, dp_rank=order.get("dp_rank", 0)), order["endpoint"])
+        config = dataclasses.replace(
+            config, dp_rank=order.get("dp_rank", 0), worker_endpoint=order.get("workers")
+        )
+        run(config, order["endpoint"])
     except HpcserveError as error:
         logger.error("%s", error)
         sys.exit(error.exit_code)

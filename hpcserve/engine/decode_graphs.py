@@ -129,7 +129,9 @@ class DecodeGraphs:
             self._forward(inputs)
         torch.cuda.current_stream(self._batch.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        # NCCL's own threads look at their events meanwhile, which is no part of the capture.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode=mode):
             outputs = self._forward(inputs)
         self._graphs[size] = _Captured(graph, inputs, outputs)
 

@@ -9,7 +9,7 @@ from hpcserve.engine.executor import Executor, StepHandle
 from hpcserve.engine.step_profiler import StepProfiler
 from hpcserve.engine.worker import Worker
 from hpcserve.errors import ConfigError, EngineDeadError
-from hpcserve.ipc.messages import SchedulerOutput
+from hpcserve.ipc.messages import LockstepOutput, SchedulerOutput
 
 
 class InprocExecutor(Executor):
@@ -22,9 +22,9 @@ class InprocExecutor(Executor):
         self.info = self._worker.info
         self._profiler = StepProfiler()
 
-    def submit(self, step: SchedulerOutput) -> StepHandle:
-        if self._worker is None:
-            raise EngineDeadError("the executor was shut down")
+    def submit(self, step: SchedulerOutput | LockstepOutput) -> StepHandle:
+        if self._worker is None or isinstance(step, LockstepOutput):
+            raise EngineDeadError("the executor was shut down, or is of one rank")
         return self._worker.submit(step)
 
     def start_profile(self, folder: str) -> None:

@@ -10,6 +10,9 @@ import time
 from collections import deque
 from pathlib import Path
 
+import numpy as np
+
+from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.distributed.topology import Topology
 from hpcserve.engine.executor import Executor, StepHandle
@@ -18,10 +21,12 @@ from hpcserve.errors import EngineDeadError, EngineStartError, HpcserveError
 from hpcserve.ipc.endpoints import Endpoint, OwnedEndpoint, create_endpoint
 from hpcserve.ipc.messages import (
     FromWorker,
+    LockstepOutput,
     ModelRunnerOutput,
     SchedulerOutput,
     StopWorker,
     StoreAddress,
+    TokenLogprobs,
     WorkerBeat,
     WorkerFailed,
     WorkerHello,
@@ -40,6 +45,8 @@ _POLL_MS = 100
 _STOP_S = 5.0
 #: After the first sign of a fault: time for those of the others, to tell cause from effect.
 _BLAME_S = 0.5
+#: A rank that beats twice a second and has not for so long is suspect.
+_MISSED_S = 1.5
 
 
 class RemoteStep(StepHandle):
@@ -60,15 +67,15 @@ class MpExecutor(Executor):
     """Raises on construction what its ranks raised, or EngineStartError.
 
     folder: where the socket's file goes, so that whoever owns the folder can remove it.
-    endpoint: where the ranks find us; default: a new one on this machine.
     """
 
-    def __init__(
-        self, config: EngineConfig, *, folder: Path | None = None, endpoint: Endpoint | None = None
-    ) -> None:
+    def __init__(self, config: EngineConfig, *, folder: Path | None = None) -> None:
         self._topology = Topology(config.parallel)
-        self._ranks = self._topology.replica(config.dp_rank)
-        self._output_rank = self._topology.output_rank(config.dp_rank)
+        self._ranks = self._topology.companions(config.dp_rank)
+        dp_ranks = dict.fromkeys(self._topology.place(rank).dp_rank for rank in self._ranks)
+        self._output_ranks = [self._topology.output_rank(dp_rank) for dp_rank in dp_ranks]
+        # Of replicas that step together: the results of the oldest step, until all are here.
+        self._parts: dict[int, list[ModelRunnerOutput]] = {}
         self._watchdog_s = config.parallel.watchdog_timeout
         self._results: deque[ModelRunnerOutput] = deque()
         self._issued: deque[tuple[int, float]] = deque()
@@ -80,7 +87,9 @@ class MpExecutor(Executor):
         self._failure: HpcserveError | None = None
         self._complaints: list[WorkerFailed] = []
         self._owned: OwnedEndpoint | None = None
-        if endpoint is None:
+        if config.worker_endpoint is not None:
+            endpoint = Endpoint.parse(config.worker_endpoint)
+        else:
             self._owned = create_endpoint(folder, name="workers.sock")
             endpoint = self._owned.endpoint
         self._channel = ExecutorChannel(endpoint)
@@ -97,7 +106,7 @@ class MpExecutor(Executor):
 
     # ------------------------------------------------------------ steps
 
-    def submit(self, step: SchedulerOutput) -> StepHandle:
+    def submit(self, step: SchedulerOutput | LockstepOutput) -> StepHandle:
         self.check()
         self._channel.broadcast(self._ranks, step)
         self._issued.append((step.step_id, time.monotonic()))
@@ -136,19 +145,33 @@ class MpExecutor(Executor):
 
     def _culprit(self) -> HpcserveError:
         """The rank that is to blame: ranks that lost a peer fail as well, and may say so first."""
-        deadline = time.monotonic() + _BLAME_S
+        remote = len(self._processes) < len(self._ranks)
+        deadline = time.monotonic() + (_MISSED_S + _BLAME_S if remote else _BLAME_S)
         while (left := deadline - time.monotonic()) > 0:
             self._receive(int(left * 1000) + 1)
         ended = [rank for rank, process in self._processes.items() if not process.is_alive]
         killed = [rank for rank in ended if self._processes[rank].was_killed]
         if killed:
             return self._dead(killed[0], self._processes[killed[0]].end_reason())
+        lost = self._lost_ranks()
+        if lost and not any(one.is_own_fault for one in self._complaints):
+            return self._dead(lost[0], "it is gone; the log of its node says why")
         if self._complaints:
             first = min(self._complaints, key=lambda one: not one.is_own_fault)
             error = self._dead(first.rank, first.reason)
             error.exit_code = first.exit_code
             return error
         return self._dead(ended[0], self._processes[ended[0]].end_reason())
+
+    def _lost_ranks(self) -> list[int]:
+        """Ranks of other nodes that have stopped giving signs of life."""
+        complaining = {one.rank for one in self._complaints}
+        now = time.monotonic()
+        return [
+            rank
+            for rank, (seen, _) in self._beats.items()
+            if rank not in self._processes and rank not in complaining and now - seen > _MISSED_S
+        ]
 
     def _check_silence(self) -> None:
         now = time.monotonic()
@@ -184,7 +207,7 @@ class MpExecutor(Executor):
 
     def _handle(self, message: FromWorker) -> None:
         if isinstance(message, ModelRunnerOutput):
-            self._results.append(message)
+            self._take(message)
         elif isinstance(message, WorkerBeat):
             self._beats[message.rank] = (time.monotonic(), message.last_step)
             self._channel.send(message.rank, WorkerBeat(-1), BEATS)
@@ -200,19 +223,33 @@ class MpExecutor(Executor):
             self._nodes[message.rank] = message.node
             self._complaints.append(message)
 
+    def _take(self, part: ModelRunnerOutput) -> None:
+        parts = self._parts.setdefault(part.step_id, [])
+        parts.append(part)
+        if len(parts) == len(self._output_ranks):
+            del self._parts[part.step_id]
+            self._results.append(joined(parts))
+
     def _introduce(self) -> None:
         """Tell the ranks where they meet, once all of them can be reached."""
         if self._store is not None and len(self._nodes) == len(self._ranks):
             self._channel.broadcast(self._ranks[1:], self._store)
 
     def _wait_ready(self) -> WorkerInfo:
+        limit_s = envs.HPCSERVE_START_TIMEOUT_S.get()
+        deadline = time.monotonic() + limit_s
         while len(self._ready) < len(self._ranks):
             self._receive(_POLL_MS)
             self.check()
+            if time.monotonic() > deadline:
+                missing = [rank for rank in self._ranks if rank not in self._nodes]
+                late = missing or [rank for rank in self._ranks if rank not in self._ready]
+                what = "did not join" if missing else "was not ready"
+                raise self._dead(late[0], f"it {what} in {limit_s:g} s")
         self._serving = True
         now = time.monotonic()
         self._beats = dict.fromkeys(self._ranks, (now, 0))
-        return self._ready[self._output_rank]
+        return self._ready[self._output_ranks[0]]
 
     def shutdown(self) -> None:
         if self._failure is None and len(self._ready) == len(self._ranks):
@@ -225,3 +262,19 @@ class MpExecutor(Executor):
         self._channel.close()
         if self._owned is not None:
             self._owned.remove()
+
+
+def joined(parts: list[ModelRunnerOutput]) -> ModelRunnerOutput:
+    """The results of replicas that stepped together: one's rows after another's."""
+    if len(parts) == 1:
+        return parts[0]
+    parts.sort(key=lambda part: part.dp_rank)
+    logprobs: dict[int, TokenLogprobs] = {}
+    prompts: dict[int, list[TokenLogprobs]] = {}
+    first = 0
+    for part in parts:
+        logprobs |= {first + row: entry for row, entry in (part.logprobs or {}).items()}
+        prompts |= {first + row: entry for row, entry in (part.prompt_logprobs or {}).items()}
+        first += len(part.sampled_token_ids)
+    sampled = np.concatenate([part.sampled_token_ids for part in parts])
+    return ModelRunnerOutput(parts[0].step_id, sampled, logprobs or None, prompts or None)

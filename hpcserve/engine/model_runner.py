@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hpcserve.attention.base import AttentionBackend
-from hpcserve.distributed.parallel_state import PipelineStage
+from hpcserve.distributed.parallel_state import PipelineStage, ReplicaGather
 from hpcserve.engine.decode_graphs import DecodeGraphs
 from hpcserve.engine.executor import StepHandle
 from hpcserve.engine.input_batch import InputBatch, StepInputs
@@ -43,10 +43,14 @@ class ModelRunner:
         stage: PipelineStage = PipelineStage(),
         hidden_size: int = 0,
         dtype: torch.dtype = torch.float32,
+        replicas: ReplicaGather | None = None,
     ) -> None:
-        """stage, hidden_size, dtype: what is handed from stage to stage, where there are several."""
+        """replicas: those that step together with this one, where experts are shared.
+
+        stage, hidden_size, dtype: what is handed from stage to stage, where there are several."""
         self.model = model
         self.stage = stage
+        self._replicas = replicas or ReplicaGather()
         self._hidden_size = hidden_size
         self._dtype = dtype
         # What is on its way to the next stage, kept until it has left.
@@ -93,6 +97,11 @@ class ModelRunner:
 
     def _run(self, step: SchedulerOutput) -> StepTensors:
         self.apply(step)
+        if step.replica_tokens is not None:
+            self._replicas.counts = step.replica_tokens
+            if not len(step.slots):
+                for layer in self.model.sparse_layers():
+                    layer.serve_others(self._dtype, self.device)
         graphs = self._graphs
         if graphs is not None and 0 < len(step.slots) == step.num_decodes <= graphs.max_rows:
             return self._replay(graphs, step)
@@ -120,7 +129,8 @@ class ModelRunner:
         received = None if self.stage.is_first else self._take_over(rows)
         out = graphs.run(step.slots, step.num_computed, received)
         if not self.stage.is_last:
-            self._hand_on(out.logits)
+            # The next replay writes there, perhaps before this has left.
+            self._hand_on(out.logits.clone())
             return StepTensors(step.step_id, rows, np.zeros(0, dtype=np.int64))
         token_ids, logprobs = self.sampler.sample(
             out.logits, step.slots, step.num_computed + 1, out.slots, out.positions

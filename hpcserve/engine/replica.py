@@ -19,6 +19,7 @@ class Replica:
     """A core that runs, or will. One that is gone is replaced by a new object.
 
     on_message: called with each message, Ready and EngineDead among them.
+    owns_core: whether the core ends with us.
     """
 
     def __init__(
@@ -27,7 +28,10 @@ class Replica:
         endpoint: Endpoint,
         on_message: Callable[[Replica, CoreMessage], None],
         owned: OwnedEndpoint | None = None,
+        *,
+        owns_core: bool = True,
     ) -> None:
+        self._owns_core = owns_core
         self.index = index
         self.endpoint = endpoint
         self.ready: Ready | None = None
@@ -51,12 +55,23 @@ class Replica:
         on_message: Callable[[Replica, CoreMessage], None],
         *,
         module: str,
+        workers: Endpoint | None = None,
     ) -> Replica:
-        """Start a core process and connect to it; it is not ready yet."""
+        """Start a core process and connect to it; it is not ready yet.
+
+        workers: where its ranks on other nodes look for it.
+        """
         owned = create_endpoint()
         replica = cls(index, owned.endpoint, on_message, owned)
-        replica._attach(CoreProcess.spawn(config, owned.endpoint, module=module, dp_rank=index))
+        process = CoreProcess.spawn(
+            config, owned.endpoint, module=module, dp_rank=index, workers=workers
+        )
+        replica._attach(process)
         return replica
+
+    def lost(self, reason: str, exit_code: int = 1) -> None:
+        """Whoever runs its core says that it is gone."""
+        self._receive(EngineDead("core", reason, exit_code if exit_code > 0 else 1))
 
     @property
     def takes_requests(self) -> bool:
@@ -80,7 +95,7 @@ class Replica:
         """Free everything; a core that was started here ends, in order where it is ready."""
         if self.closed:
             return
-        if self._process is not None and self.ready is not None:
+        if self._owns_core and self.ready is not None:
             self.send(shutdown)
         self.closed = True
         self._channel.close()

@@ -45,10 +45,11 @@ class CoreProcess:
         *,
         module: str = CORE_MODULE,
         dp_rank: int = 0,
+        workers: Endpoint | None = None,
     ) -> CoreProcess:
         """Run `python -m module` with the order on its standard input.
 
-        dp_rank: which replica it is.
+        dp_rank: which replica it is.  workers: where its ranks on other nodes look for it.
         """
         process = subprocess.Popen(
             [sys.executable, "-m", module],
@@ -58,6 +59,8 @@ class CoreProcess:
             env=child_environment(),
         )
         order = {"endpoint": str(endpoint), "options": config.to_options(), "dp_rank": dp_rank}
+        if workers is not None:
+            order["workers"] = str(workers)
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once; its exit code will tell
             process.stdin.write(json.dumps(order).encode() + b"\n")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from hpcserve.config.engine import EngineConfig
+from hpcserve.distributed.topology import Topology
 from hpcserve.errors import ConfigError
 
 
 def check_layout(config: EngineConfig) -> None:
     """Raises ConfigError with the nearest layout that works."""
     parallel = config.parallel
-    if parallel.enable_dp_attention:
+    if parallel.enable_dp_attention and (parallel.pp_size > 1 or parallel.nnodes > 1):
         raise ConfigError(
-            f"enable_dp_attention ({parallel.product()}) is not supported yet; leave it out: plain "
-            "--dp gives each replica all experts, and --tp with --ep splits them in a replica"
+            f"enable_dp_attention with pp_size {parallel.pp_size} and nnodes {parallel.nnodes} is "
+            "not supported yet; it runs with pp_size 1 on one node"
         )
-    if parallel.nnodes > 1:
+    if parallel.enable_dp_attention and config.scheduler.enable_overlap:
+        raise ConfigError("enable_dp_attention runs without --enable-overlap-schedule for now")
+    topology = Topology(parallel)
+    spanning = any(topology.spans_nodes(dp_rank) for dp_rank in range(parallel.dp_size))
+    if parallel.dp_size > 1 and spanning:
         raise ConfigError(
-            f"nnodes {parallel.nnodes}: one engine over several nodes is not supported yet; start "
-            "an engine on each node"
+            f"{parallel.product()} GPUs on {parallel.nnodes} nodes: replicas that span nodes are not "
+            f"supported yet where there are several; choose tp_size x pp_size so that it divides "
+            f"the {parallel.ranks_per_node} GPUs of a node, or dp_size 1"
         )

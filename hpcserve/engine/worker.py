@@ -69,7 +69,9 @@ class Worker:
             num_pages = ranks.smallest(self._num_pages(model, backend))
         with self._timed("kv_cache"):
             self.runner = self._runner(model, backend, num_pages)
-        if self.setup.device.type == "cuda" and names.enable_cuda_graph:
+        # Replicas that share experts gather as many tokens as the step has, which changes.
+        graphs = names.enable_cuda_graph and not config.parallel.enable_dp_attention
+        if self.setup.device.type == "cuda" and graphs:
             with self._timed("cuda_graphs"):
                 self._capture_graphs(model, backend)
         self.info = WorkerInfo(
@@ -141,6 +143,7 @@ class Worker:
             eos_token_ids=setup.checkpoint.eos_token_ids,
             device=setup.device,
             stage=setup.ranks.model.stage,
+            replicas=setup.ranks.model.experts.replicas,
             hidden_size=setup.checkpoint.hidden_size,
             dtype=setup.dtype,
         )
@@ -177,6 +180,9 @@ class Worker:
             page_size=setup.config.cache.page_size,
             vocab_size=setup.checkpoint.vocab_size,
         )
+        if setup.config.parallel.enable_dp_attention:
+            num_tokens = int(step.num_scheduled.sum())
+            step.replica_tokens = [num_tokens] * setup.config.parallel.dp_size
         runner = self._runner(model, backend, num_pages)
         torch.cuda.synchronize(setup.device)
         torch.cuda.reset_peak_memory_stats(setup.device)

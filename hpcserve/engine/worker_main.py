@@ -25,6 +25,7 @@ from hpcserve.engine.executor import StepHandle
 from hpcserve.errors import EngineError, HpcserveError
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.ipc.messages import (
+    LockstepOutput,
     SchedulerOutput,
     StopWorker,
     StoreAddress,
@@ -139,6 +140,8 @@ def _run(order: Order, steps: WorkerSocket) -> None:
     if answers:
         threading.Thread(target=_answer, args=(order, results), name="results", daemon=True).start()
     while not isinstance(message := steps.receive(-1), StopWorker):
+        if isinstance(message, LockstepOutput):
+            message = message.steps[place.dp_rank]
         if isinstance(message, SchedulerOutput):
             progress.step_id = message.step_id
             handle = worker.submit(message)
@@ -153,9 +156,10 @@ def _meet(order: Order, steps: WorkerSocket) -> Store:
 
     config, place = order.config, order.place
     timeout_s = envs.HPCSERVE_START_TIMEOUT_S.get()
-    if order.rank == Topology(config.parallel).replica(place.dp_rank)[0]:
-        store, port = process_group.host_store("127.0.0.1", timeout_s)
-        steps.send(StoreAddress("127.0.0.1", port))
+    if order.rank == Topology(config.parallel).companions(place.dp_rank)[0]:
+        address = process_group.own_address(config.parallel, place.dp_rank)
+        store, port = process_group.host_store(address, timeout_s)
+        steps.send(StoreAddress(address, port))
         return store
     message = steps.receive(int(timeout_s * 1000))
     if not isinstance(message, StoreAddress):
@@ -168,7 +172,9 @@ def _answer(order: Order, results: queue.SimpleQueue[StepHandle]) -> None:
     out = WorkerSocket(order.endpoint, order.rank, RESULTS)
     try:
         while True:
-            out.send(results.get().result())
+            output = results.get().result()
+            output.dp_rank = order.place.dp_rank
+            out.send(output)
     except Exception as error:  # noqa: BLE001 (a fault of the device shows here)
         _report(order, out, error)
         os._exit(1)

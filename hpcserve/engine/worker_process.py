@@ -53,6 +53,10 @@ class WorkerProcess:
         """Whether a signal ended it; a rank that lost its peers ends by itself."""
         return (self._process.poll() or 0) < 0
 
+    @property
+    def ended_in_order(self) -> bool:
+        return self._process.poll() == 0
+
     def end_reason(self) -> str:
         return exit_reason(self._process.wait())
 

@@ -186,6 +186,7 @@ class SchedulerOutput(_Message):
     Rows stand decodes first (num_scheduled == 1 and samples == 1), then prefills.
 
     new_page_slots/indices/ids: page table of slot[k] at index[k] becomes id[k].
+    replica_tokens: tokens of each replica in this step, where replicas share experts.
     known_*: tokens sampled by earlier steps, with their slots and positions; sent only where a
     rank that runs the row is not the one that sampled (pipeline stages). Written before the rows
     run.
@@ -206,6 +207,14 @@ class SchedulerOutput(_Message):
     known_slots: Int32Array | None = None
     known_positions: Int32Array | None = None
     known_token_ids: Int32Array | None = None
+    replica_tokens: list[int] | None = None
+
+
+class LockstepOutput(_Message):
+    """The step of each replica, by dp rank, where replicas share experts."""
+
+    step_id: int
+    steps: list[SchedulerOutput]
 
 
 class ModelRunnerOutput(_Message):
@@ -221,6 +230,7 @@ class ModelRunnerOutput(_Message):
     sampled_token_ids: Int32Array
     logprobs: dict[int, TokenLogprobs] | None = None
     prompt_logprobs: dict[int, list[TokenLogprobs]] | None = None
+    dp_rank: int = 0
 
 
 class WorkerInfo(_Message):
@@ -284,7 +294,7 @@ class StopWorker(_Message):
 
 FrontendMessage: TypeAlias = EngineCoreRequest | AbortRequests | ControlRequest
 CoreMessage: TypeAlias = Ready | EngineCoreOutputs | RequestFailed | ControlReply | EngineDead
-ToWorker: TypeAlias = StoreAddress | SchedulerOutput | WorkerBeat | StopWorker
+ToWorker: TypeAlias = StoreAddress | SchedulerOutput | LockstepOutput | WorkerBeat | StopWorker
 FromWorker: TypeAlias = (
     WorkerHello | StoreAddress | WorkerReady | ModelRunnerOutput | WorkerBeat | WorkerFailed
 )

@@ -49,8 +49,12 @@ def supervise(
     *,
     auth: bool,
     check: AllReduce | None = None,
+    rows_done: Callable[[], int] = lambda: 0,
 ) -> int:
-    """Run the job's step under a supervisor; returns the batch script's exit code."""
+    """Run the job's step under a supervisor; returns the batch script's exit code.
+
+    rows_done: see Supervisor.
+    """
     here = environment.current()
     setup_logging(role=f"job {here.job_id}")
     job_dir = JobDir.create(Path(run_dir))
@@ -75,6 +79,7 @@ def supervise(
         deadline=deadline.of_slurm_job(here.job_id) if on_slurm else deadline.never(),
         followup=_followup(options.continue_with, here, job_dir, on_slurm),
         start_child=_child_kind(step, on_slurm),
+        rows_done=rows_done,
     ).run()
 
 

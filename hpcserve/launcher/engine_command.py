@@ -19,10 +19,6 @@ from hpcserve.errors import ConfigError
 from hpcserve.launcher.network import url_host
 from hpcserve.launcher.rendezvous import Rendezvous
 
-#: The engine may take over the head's listening socket instead of binding the port again.
-LISTEN_FD = "HPCSERVE_DIST_LISTEN_FD"
-SECRET = "HPCSERVE_DIST_SECRET"
-
 
 def runs_engine(rank: int, world_size: int) -> bool:
     """Whether the node of this rank has a part in the engine."""

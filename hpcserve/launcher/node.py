@@ -183,8 +183,8 @@ class Node:
             env[envs.HPCSERVE_API_KEY.name] = key
         descriptors = [listener] if listener is not None and self._options.world_size > 1 else []
         if descriptors:
-            env[engine_command.LISTEN_FD] = str(descriptors[0])
-        env[engine_command.SECRET] = meet.secret
+            env[envs.HPCSERVE_DIST_LISTEN_FD.name] = str(descriptors[0])
+        env[envs.HPCSERVE_DIST_SECRET.name] = meet.secret
         argv = engine_command.engine_argv(
             self._options.engine_command,
             arguments,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hpcserve.config.batch import BatchConfig, RowDefaults
 from hpcserve.config.cluster import ClusterConfig
 from hpcserve.config.engine import PARTS, EngineConfig
 from hpcserve.config.job import JobConfig
@@ -25,6 +26,17 @@ SERVE_CONFIGS: tuple[type[Any], ...] = (
     ClusterConfig,
     JobConfig,
     ServerConfig,
+    *PARTS.values(),
+)
+
+
+#: Every option that `batch` and `render batch` take.
+BATCH_CONFIGS: tuple[type[Any], ...] = (
+    BatchConfig,
+    RowDefaults,
+    SlurmConfig,
+    ClusterConfig,
+    JobConfig,
     *PARTS.values(),
 )
 
@@ -131,8 +143,24 @@ def server_words(settings: Mapping[str, Setting], model: str) -> tuple[str, ...]
     fixed = ["--model", model] if model else []  # without one the engine takes its own
     fixed += ["--host", "0.0.0.0" if host.is_default else str(host.value)]
     fixed += ["--port", "0" if port.is_default else str(port.value)]
-    fixed += ["--drain-timeout", str(settings["drain_s"].value)]
+    fixed += ["--drain-timeout", str(settings["job_drain_s"].value)]
     return (*fixed, *option_words(kept, configs))
+
+
+def batch_words(
+    settings: Mapping[str, Setting], model: str, inputs: Sequence[str], output: str
+) -> tuple[str, ...]:
+    """The command line of `hpcserve batch` in a job: the same run, on the nodes at once."""
+    from hpcserve.launcher.engine_command import option_words
+
+    kept = {
+        name: one.value
+        for name, one in settings.items()
+        if not one.is_default and name not in ("input", "inputs", "output", "model")
+    }
+    words = [*inputs, "--output", output, "--launcher", "local"]
+    words += ["--model", model] if model else []
+    return (*words, *option_words(kept, (BatchConfig, RowDefaults, *PARTS.values())))
 
 
 _SET_BY_THE_JOB = ("api_key", "model", "host", "port", "drain_timeout_s")

@@ -141,7 +141,7 @@ def _fill_in(request: JobRequest, values: dict[str, Any], origins: dict[str, str
         put("gres", f"gpu:{layout.gpus_per_node}", "inferred; --gpu-request gres")
     elif values["gres"] is None:
         put("gpus_per_node", layout.gpus_per_node, "inferred from tp, pp and dp")
-    lead = math.ceil(request.job.drain_s) + SIGNAL_LEAD_S
+    lead = math.ceil(request.job.job_drain_s) + SIGNAL_LEAD_S
     put("signal", f"B:USR1@{lead}", "warns the supervisor ahead of the drain")
     if request.job.continue_with != "none":
         put("requeue", True, "--continue-with")
@@ -203,7 +203,7 @@ def _node_words(request: JobRequest, *, in_container: bool) -> list[list[str]]:
     )
     for flag, value in (("--ifname", cluster.ifname), ("--ib-hca", cluster.ib_hca)):
         words += [[flag, quote(value)]] if value else []
-    words.append(["--drain", f"{request.job.drain_s:g}", "--preflight", request.job.preflight])
+    words.append(["--drain", f"{request.job.job_drain_s:g}", "--preflight", request.job.preflight])
     if request.job.engine_command:
         words.append(["--engine-command", quote(request.job.engine_command)])
     return [*words, ["--"], *_by_option(request.engine_words)]
@@ -225,7 +225,7 @@ def _supervisor_words(request: JobRequest) -> list[list[str]]:
     words = [[quote(request.python), "-m", "hpcserve", "job"]]
     words.append(["--run-dir", '"$HPCSERVE_RUN_DIR"', "--kind", request.kind])
     words.append(["--continue-with", job.continue_with, "--max-restarts", str(job.max_restarts)])
-    words.append(["--drain", f"{job.drain_s:g}", "--ready-timeout", f"{job.ready_timeout_s:g}"])
+    words.append(["--drain", f"{job.job_drain_s:g}", "--ready-timeout", f"{job.ready_timeout_s:g}"])
     words.append(["--rank-timeout", f"{job.rank_timeout_s:g}"])
     if not job.auth:
         words.append(["--no-auth"])

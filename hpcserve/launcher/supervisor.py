@@ -53,7 +53,10 @@ class SupervisorOptions:
 
 @dataclass
 class Supervisor:
-    """`run()` returns the batch script's exit code."""
+    """`run()` returns the batch script's exit code.
+
+    rows_done: rows of a batch run that are finished for good, whatever ends the run.
+    """
 
     job_dir: JobDir
     environment: JobEnvironment
@@ -63,6 +66,7 @@ class Supervisor:
     deadline: Deadline
     followup: FollowUp
     start_child: Callable[[Sequence[str]], Child] = Child
+    rows_done: Callable[[], int] = lambda: 0
 
     state: JobState = field(default=JobState.STARTING, init=False)
     _cause: Cause | None = field(default=None, init=False)
@@ -79,6 +83,7 @@ class Supervisor:
         )
         self._started = time.monotonic()
         self._restarts = 0
+        self._rows_before = 0
         self._log_starts: dict[Path, int] = {}
 
     # ------------------------------------------------------------ life
@@ -89,6 +94,7 @@ class Supervisor:
             log.info("the work of %s is done already (%s)", self.job_dir.path, before["state"])
             return 0
         self._restarts = sum(e.get("event") == "started" for e in self.job_dir.read_events())
+        self._rows_before = self.rows_done()
         self._clear_former_run()
         self._log_starts = {path: _size(path) for path in self._logs()}
         self.job_dir.record(
@@ -290,8 +296,9 @@ class Supervisor:
     def _made_progress(self, code: int) -> bool:
         if self.options.kind == "serve":
             return self._ready_since is not None
-        # Exit 75 is a batch run's word that running it again goes on from where it was.
-        return code == INCOMPLETE
+        # Exit 75 is a batch run's word that running it again goes on from where it was. One that
+        # was killed, or lost a node, gives no word, but keeps its rows.
+        return code == INCOMPLETE or self.rows_done() > self._rows_before
 
     def _classify(self, code: int) -> Cause:
         if self.options.kind == "batch" and code == INCOMPLETE:

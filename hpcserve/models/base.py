@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -16,6 +15,7 @@ from torch import nn
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.distributed.parallel_state import ExpertParallel, PipelineStage, TensorParallel
 from hpcserve.layers.forward_context import ForwardContext
+from hpcserve.layers.moe import SparseMoE
 from hpcserve.layers.parameter import ShardId
 
 
@@ -25,7 +25,7 @@ class CausalLM(nn.Module, ABC):
     packed_modules: name of a checkpoint's module -> (name of the fused module, its shard id).
     """
 
-    packed_modules: ClassVar[Mapping[str, tuple[str, ShardId]]] = {}
+    packed_modules: Mapping[str, tuple[str, ShardId]] = {}
     #: Layers of this stage that hold KV, KV heads of this rank, and their size: what the pool needs.
     num_layers: int
     num_heads: int
@@ -51,6 +51,10 @@ class CausalLM(nn.Module, ABC):
     def is_ignored(self, tensor_name: str) -> bool:
         """Whether a tensor of the checkpoint that fills no parameter is none to miss."""
         return tensor_name.endswith(("rotary_emb.inv_freq", ".masked_bias", ".attn.bias"))
+
+    def sparse_layers(self) -> list[SparseMoE]:
+        """Its mixtures of experts, in the order in which a step runs them."""
+        return [module for module in self.modules() if isinstance(module, SparseMoE)]
 
     @abstractmethod
     def forward(

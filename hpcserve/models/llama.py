@@ -75,14 +75,21 @@ class DecoderAttention(nn.Module):
 
 class GatedMLP(nn.Module):
     def __init__(
-        self, hidden_size: int, intermediate_size: int, tp: TensorParallel, *, bias: bool
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        tp: TensorParallel,
+        *,
+        bias: bool,
+        sums: bool = True,
     ) -> None:
+        """sums: False leaves the sum over the ranks to the caller."""
         super().__init__()
         self.gate_up_proj = MergedColumnParallelLinear(
             hidden_size, [intermediate_size, intermediate_size], tp, bias=bias
         )
         self.act = SiluAndMul()
-        self.down_proj = RowParallelLinear(intermediate_size, hidden_size, tp, bias=bias)
+        self.down_proj = RowParallelLinear(intermediate_size, hidden_size, tp, bias=bias, sums=sums)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.down_proj(self.act(self.gate_up_proj(hidden)))
@@ -90,7 +97,7 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """mlp: the feed-forward half, dense or of experts."""
+    """mlp: the feed-forward half, dense or of experts; mlp_name: as the checkpoint calls it."""
 
     def __init__(
         self,
@@ -100,10 +107,13 @@ class DecoderLayer(nn.Module):
         rotary: RotaryEmbedding,
         tp: TensorParallel,
         mlp: nn.Module,
+        mlp_name: str,
     ) -> None:
         super().__init__()
         self.self_attn = DecoderAttention(config, traits, layer_id, rotary, tp)
-        self.mlp = mlp
+        self.add_module(mlp_name, mlp)
+        # In a list, it is not registered under a second name.
+        self._mlp = [mlp]
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -121,7 +131,7 @@ class DecoderLayer(nn.Module):
             hidden, residual = self.input_layernorm.add(hidden, residual)
         hidden = self.self_attn(hidden, positions, ctx)
         hidden, residual = self.post_attention_layernorm.add(hidden, residual)
-        return self.mlp(hidden), residual
+        return self._mlp[0](hidden), residual
 
 
 #: (number in the checkpoint, number in this stage, rotary) -> a layer called like DecoderLayer.
@@ -175,7 +185,9 @@ class Decoder(nn.Module):
 
 
 class LlamaForCausalLM(CausalLM):
-    packed_modules: ClassVar[Mapping[str, tuple[str, ShardId]]] = {
+    #: What the checkpoint calls the feed-forward half of a layer.
+    mlp_name: ClassVar[str] = "mlp"
+    packed_modules: Mapping[str, tuple[str, ShardId]] = {
         "q_proj": ("qkv_proj", "q"),
         "k_proj": ("qkv_proj", "k"),
         "v_proj": ("qkv_proj", "v"),
@@ -204,7 +216,7 @@ class LlamaForCausalLM(CausalLM):
 
         def make_layer(number: int, layer_id: int, rotary: RotaryEmbedding) -> nn.Module:
             mlp = self.feed_forward(checkpoint, traits, number, tp, experts)
-            return DecoderLayer(checkpoint, traits, layer_id, rotary, tp, mlp)
+            return DecoderLayer(checkpoint, traits, layer_id, rotary, tp, mlp, self.mlp_name)
 
         self.model = Decoder(checkpoint, make_layer, tp, context_length, stage)
         self.lm_head = (

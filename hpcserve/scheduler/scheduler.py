@@ -25,10 +25,12 @@ from hpcserve.ipc.messages import (
     SchedulerStats,
 )
 from hpcserve.kvcache.base import PrefixCache
+from hpcserve.scheduler.counters import Counters
 from hpcserve.scheduler.growth import GrowthEstimate
 from hpcserve.scheduler.memory import RequestMemory
 from hpcserve.scheduler.policy import first_to_retract, order_waiting
 from hpcserve.scheduler.request import Request, RequestStatus
+from hpcserve.scheduler.slots import SlotPool
 from hpcserve.scheduler.step_builder import StepBuilder, StepRow
 from hpcserve.scheduler.step_cost import StepCost
 
@@ -79,13 +81,8 @@ class Scheduler:
         # In order of admission; a dict for removal in constant time.
         self._running: dict[tuple[bytes, int], Request] = {}
         self._in_flight: deque[tuple[SchedulerOutput, list[StepRow]]] = deque()
-        self._free_slots = list(range(config.max_running_requests - 1, -1, -1))
-        # Released since the last step was made: told to the workers with the next one.
-        self._released_slots: list[int] = []
-        self._slots_to_free: list[int] = []
-        self._step_id = 0
-        self._num_unseeded = 0
-        self._prompt_tokens = self._cached_tokens = self._output_tokens = self._retracted = 0
+        self._slots = SlotPool(config.max_running_requests)
+        self._counters = Counters()
 
     # ------------------------------------------------------------ requests in and out
 
@@ -132,8 +129,8 @@ class Scheduler:
         """The request's own seed, or one that the engine's seed and its number give."""
         if message.params.seed is not None:
             return message.params.seed % 2**63
-        self._num_unseeded += 1
-        text = f"{self._config.random_seed}/{self._num_unseeded}".encode()
+        self._counters.unseeded += 1
+        text = f"{self._config.random_seed}/{self._counters.unseeded}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
     @property
@@ -149,10 +146,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step, or None where nothing can run before a result is read."""
-        # Slots released while this step is made are not given out in it: their page-table
-        # changes may be part of it already.
-        self._free_slots += self._slots_to_free
-        self._slots_to_free = []
+        self._slots.begin_step()
         step = StepBuilder()
         self._add_decodes(step)
         budget = self._prompt_budget(len(step))
@@ -162,9 +156,8 @@ class Scheduler:
         if not len(step):
             return None
         self._growth.on_step()
-        self._step_id += 1
-        output, rows = step.build(self._step_id, self._released_slots)
-        self._released_slots = []
+        self._counters.steps += 1
+        output, rows = step.build(self._counters.steps, self._slots.released())
         if self._num_micro_batches > 1:
             self._tell(output)
         self._in_flight.append((output, rows))
@@ -284,7 +277,7 @@ class Scheduler:
         reserved = self._reserved_pages()
         admitted: set[tuple[bytes, int]] = set()
         for request in order_waiting(self._config.schedule_policy, self._waiting, self._num_cached):
-            if not self._free_slots:
+            if not self._slots:
                 break
             if request.num_pending:
                 continue  # retracted; the token it waits for is still being sampled
@@ -311,12 +304,12 @@ class Scheduler:
 
     def _start(self, step: StepBuilder, request: Request, node: Any, pages: list[int]) -> None:
         request.status = RequestStatus.RUNNING
-        request.slot = self._free_slots.pop()
+        request.slot = self._slots.take()
         self._memory.enter(request, node, pages)
         if not request.num_retractions:  # finding one's own tokens again is no reuse
             request.num_cached_tokens = request.num_computed
-            self._prompt_tokens += request.num_prompt_tokens
-            self._cached_tokens += request.num_computed
+            self._counters.prompt_tokens += request.num_prompt_tokens
+            self._counters.cached_tokens += request.num_computed
         self._running[request.key] = request
         step.add_new_request(request)
 
@@ -333,8 +326,7 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self._memory.release(request)
-        self._slots_to_free.append(request.slot)
-        self._released_slots.append(request.slot)
+        self._slots.give_back(request.slot)
         request.slot = -1
         del self._running[request.key]
 
@@ -343,7 +335,7 @@ class Scheduler:
         self._release(request)
         request.status = RequestStatus.WAITING
         request.num_retractions += 1
-        self._retracted += 1
+        self._counters.retracted += 1
         self._growth.on_retraction()
         self._waiting.insert(0, request)
 
@@ -385,7 +377,7 @@ class Scheduler:
                 continue  # it ended or was aborted while this step was under way
             token_id = tokens[row]
             request.output_token_ids.append(token_id)
-            self._output_tokens += 1
+            self._counters.output_tokens += 1
             if self._num_micro_batches > 1:
                 self._untold.append((request, request.num_known - 1, token_id))
             updates.append(TokenUpdate(request, row, token_id, self._ended(request, token_id)))
@@ -429,7 +421,7 @@ class Scheduler:
         """With no request left, every page is free or cached and every slot is free."""
         allocator, cached = self._memory.allocator, self._memory.cache.num_cached_pages
         held = cached - self._memory.cache.num_evictable_pages
-        slots = len(self._free_slots) + len(self._slots_to_free)
+        slots = self._slots.num_free
         whole = allocator.num_free + cached == allocator.num_pages
         if held or not whole or slots != self._config.max_running_requests:
             raise EngineError(
@@ -445,9 +437,9 @@ class Scheduler:
             num_free_pages=self._memory.allocator.num_free,
             num_cached_pages=self._memory.cache.num_cached_pages,
             num_total_pages=self._memory.allocator.num_pages,
-            num_steps_total=self._step_id,
-            prompt_tokens_total=self._prompt_tokens,
-            cached_tokens_total=self._cached_tokens,
-            output_tokens_total=self._output_tokens,
-            num_retracted_total=self._retracted,
+            num_steps_total=self._counters.steps,
+            prompt_tokens_total=self._counters.prompt_tokens,
+            cached_tokens_total=self._counters.cached_tokens,
+            output_tokens_total=self._counters.output_tokens,
+            num_retracted_total=self._counters.retracted,
         )

@@ -173,8 +173,8 @@ async def _watch(client: EngineClient, frontends: list[Frontend], signals: _Sign
                 task.result()
     finally:
         waiting: list[asyncio.Future[Any]] = [died, served, *keeping]
-        for future in waiting:
-            future.cancel()
+        for one in waiting:
+            one.cancel()
 
 
 async def _keep(frontend: Frontend, client: EngineClient, signals: _Signals) -> None:

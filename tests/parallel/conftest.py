@@ -25,7 +25,6 @@ SHAPE = {
     "num_key_value_heads": 2,
     "num_hidden_layers": 3,
 }
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 OPTIONS = {
     "device": "cpu",
     "cpu_threads": 1,
@@ -76,10 +75,7 @@ def texts(llm: LLM) -> list[list[int]]:
 def folder_of(tmp_path_factory) -> Callable[..., Path]:
     @functools.cache
     def make(model_type: str) -> Path:
-        shape = {**SHAPE, **(EXPERTS if model_type.endswith("_moe") else {})}
-        if model_type == "mixtral":
-            shape |= {"num_local_experts": 4, "num_experts_per_tok": 2}
-        folder = make_random_checkpoint(tmp_path_factory.mktemp(model_type), model_type, **shape)
+        folder = make_random_checkpoint(tmp_path_factory.mktemp(model_type), model_type, **SHAPE)
         return write_byte_tokenizer(folder)
 
     return make

@@ -21,11 +21,14 @@ ENGINE = f"{sys.executable} -m hpcserve.launcher.testing.fake_server"
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lacking = ", ".join(mini_slurm.missing())
     for item in items:
         if Path(item.path).is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.slurm)
+            # One Slurm, on one worker: two of them make each other wait on a small machine.
+            item.add_marker(pytest.mark.xdist_group("slurm"))
             if lacking:
                 reason = f"a real Slurm cannot run here: no {lacking}"
                 item.add_marker(pytest.mark.skip(reason=reason))
@@ -56,6 +59,9 @@ class Job:
 
         eventually(reached, f"job {self.job_id} {' or '.join(states)}", timeout, self.story)
         return self.status()
+
+    def eventually(self, holds: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
+        eventually(holds, what, timeout, self.story)
 
     def until_beat(self, rank: int, key: str) -> None:
         """Until a rank's heartbeat carries `key`: the first one is before the engine's start."""
@@ -136,6 +142,18 @@ class Site:
         )
         said = json.loads(done.stdout)
         return Job(self, said["job_id"], Path(said["run_dir"]))
+
+    def job(self, job_id: str) -> Job:
+        said = json.loads(self.hpc("status", job_id, "--json", check=False).stdout)
+        return Job(self, job_id, Path(said["run_dir"]))
+
+    def with_command(self, env: dict[str, str]) -> dict[str, str]:
+        """`env` with `hpcserve` on its PATH, as after an installation."""
+        command = self.home / "bin" / "hpcserve"
+        command.parent.mkdir(exist_ok=True)
+        command.write_text(f'#!/bin/bash\nexec {sys.executable} -m hpcserve "$@"\n')
+        command.chmod(0o755)
+        return {**env, "PATH": f"{command.parent}:{env['PATH']}"}
 
     def squeue(self, job_id: str) -> str:
         return self.slurm.run("squeue", "-h", "-t", "all", "-o", "%T", "-j", job_id).strip()

@@ -87,14 +87,10 @@ def test_two_servers_share_a_node(site):
 
 
 def test_plain_sbatch_with_the_shipped_script(site, tmp_path):
-    command = Path(site.home) / "bin" / "hpcserve"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/bash\nexec {os.sys.executable} -m hpcserve "$@"\n')
-    command.chmod(0o755)
     env = site.env(
         HPCSERVE_ENGINE_COMMAND=f"{os.sys.executable} -m hpcserve.launcher.testing.fake_server"
     )
-    env = {**env, "HPCSERVE_IFNAME": "lo", "PATH": f"{command.parent}:{env['PATH']}"}
+    env = site.with_command({**env, "HPCSERVE_IFNAME": "lo"})
     done = subprocess.run(
         [
             "sbatch",

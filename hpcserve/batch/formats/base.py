@@ -1,30 +1,56 @@
-"""The contract of a batch format: a stream of raw rows in, a line of bytes per answer out.
+"""The contract of a batch format: what a file's rows are, and where each stretch of them lies.
 
-A format is one module of this package, named as the ending of its files, with the classes
-`Reader` and `Writer`. Reading is cheap and in order; `decode` may be slow, runs in several
-threads at once, and is where a row turns out to be malformed.
+A format is one module of this package, named as the ending of its files, with a class `Reader`.
+A file is scanned once, in order, which cuts it into spans; spans are then read in any order, by
+any worker. Reading is cheap; `decode` may be slow, runs in several threads at once, and is where
+a row turns out to be malformed.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-from hpcserve.batch.files import InputFile
+import msgspec
+
+#: A shard also ends after so many bytes, so that long rows do not make it endless.
+SPAN_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class RawRow:
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """A stretch of a file's rows.
+
+    first_row: the number of its first row in the file, from 0.  place: where the format finds it.
+    crc: of its bytes, where the format reads bytes.
+    """
+
+    first_row: int
+    num_rows: int
+    place: list[int]
+    crc: int = 0
+
+
+class RawRow(msgspec.Struct, frozen=True):
     """One row as it lies in the input.
 
-    line: where a user finds it, from 1.  num_bytes: its share of the input, for the progress.
+    line: where a user finds it, from 1.  num_bytes: its share of the input.
     """
 
     line: int
     num_bytes: int
     payload: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """A span and its rows' names: ids[i] as the input gives it (None: none, or unreadable)."""
+
+    span: Span
+    ids: Sequence[Any]
+    lines: Sequence[int]
 
 
 class MalformedRowError(ValueError):
@@ -37,28 +63,31 @@ class MalformedRowError(ValueError):
 
 
 class BatchReader(ABC):
-    """Rows of one input, in order, without holding more than a few of them."""
+    """Rows of one input file.
 
-    def __init__(self, source: InputFile) -> None:
-        self.source = source
-        #: Rows without content, which are no rows of the batch.
-        self.num_blank = 0
+    id_column: the column that names rows; None: `custom_id`, or `id`.
+    """
+
+    #: Rows without content, which are no rows of the batch, that the scan has met.
+    num_blank = 0
+    #: Whether columns keep types that JSON does not have.
+    is_table: ClassVar[bool] = False
+
+    def __init__(self, path: Path, *, id_column: str | None = None) -> None:
+        self.path = path
+        self.id_columns = ("custom_id", "id") if id_column is None else (id_column,)
 
     @abstractmethod
-    def __iter__(self) -> Iterator[RawRow]:
-        """Raises InputError where the file cannot be read on."""
+    def scan(self, span_rows: int) -> Iterator[Scanned]:
+        """Every row of the file once, in spans. Raises InputError where it cannot be read."""
+
+    @abstractmethod
+    def rows(self, span: Span) -> Iterator[RawRow]:
+        """Raises InputError where the span cannot be read, or is no longer what was scanned."""
 
     @abstractmethod
     def decode(self, row: RawRow) -> Mapping[str, Any]:
         """The row's fields. Raises MalformedRowError."""
 
-
-class BatchWriter(ABC):
-    """Answers as bytes of an output file."""
-
-    #: Written before the first answer.
-    header: ClassVar[bytes] = b""
-
-    @abstractmethod
-    def encode(self, record: Mapping[str, Any]) -> bytes:
-        """One answer, ready to be appended."""
+    def close(self) -> None:  # noqa: B027 - most formats keep nothing open
+        """Let go of the file."""

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from hpcserve.batch.files import lines_of
-from hpcserve.batch.formats.base import BatchReader, BatchWriter, MalformedRowError, RawRow
+from hpcserve.batch.files import ByteSource, lines_of
+from hpcserve.batch.formats.base import (
+    SPAN_BYTES,
+    BatchReader,
+    MalformedRowError,
+    RawRow,
+    Scanned,
+    Span,
+)
+from hpcserve.errors import InputError
 
 MAX_LINE_BYTES = 64 << 20
 
@@ -16,18 +26,73 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Reader(BatchReader):
-    """Lines end with \\n or \\r\\n; a byte-order mark is skipped, and so are blank lines."""
+    """Lines end with \\n or \\r\\n; a byte-order mark is skipped, and so are blank lines.
 
-    def __iter__(self) -> Iterator[RawRow]:
-        # One byte more than allowed is kept, which is how `decode` knows.
-        lines = lines_of(self.source, max_line_bytes=MAX_LINE_BYTES + 1)
-        for number, (line, num_bytes) in enumerate(lines, start=1):
+    A span's place: the byte at which it starts (decompressed), its bytes, its first line.
+    """
+
+    def __init__(self, path: Path, *, id_column: str | None = None) -> None:
+        super().__init__(path, id_column=id_column)
+        self._source = ByteSource(path)
+        first, second = (*self.id_columns, self.id_columns[0])[:2]
+        names = msgspec.defstruct(
+            "Ids",
+            [("first", Any, None), *([("second", Any, None)] if first != second else [])],
+            rename={"first": first, "second": second},
+        )
+        self._ids: Any = msgspec.json.Decoder(names)
+
+    def scan(self, span_rows: int) -> Iterator[Scanned]:
+        self.num_blank = 0
+        self._source.seek(0)
+        first_row = start = crc = num_bytes = 0
+        first_line = 1
+        ids: list[Any] = []
+        numbers: list[int] = []
+        lines = lines_of(self._source, max_line_bytes=MAX_LINE_BYTES + 1)
+        for number, (line, length) in enumerate(lines, start=1):
+            crc = zlib.crc32(line, crc)
+            num_bytes += length
+            text = line.removeprefix(_BOM) if number == 1 else line
+            if not text or text.isspace():
+                self.num_blank += 1
+                continue
+            ids.append(self._id(text))
+            numbers.append(number)
+            if len(ids) == span_rows or num_bytes >= SPAN_BYTES:
+                place = [start, num_bytes, first_line]
+                yield Scanned(Span(first_row, len(ids), place, crc), ids, numbers)
+                first_row += len(ids)
+                start += num_bytes
+                first_line = number + 1
+                crc = num_bytes = 0
+                ids, numbers = [], []
+        if ids:
+            place = [start, num_bytes, first_line]
+            yield Scanned(Span(first_row, len(ids), place, crc), ids, numbers)
+
+    def _id(self, line: bytes) -> Any:
+        try:
+            record = self._ids.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None  # the row's own error comes when it is decoded in full
+        return record.first if record.first is not None else getattr(record, "second", None)
+
+    def rows(self, span: Span) -> Iterator[RawRow]:
+        start, num_bytes, first_line = span.place
+        self._source.seek(start)
+        crc = 0
+        lines = lines_of(self._source, max_line_bytes=MAX_LINE_BYTES + 1, num_bytes=num_bytes)
+        for number, (line, length) in enumerate(lines, start=first_line):
+            crc = zlib.crc32(line, crc)
             if number == 1:
                 line = line.removeprefix(_BOM)
-            if not line or line.isspace():
-                self.num_blank += 1
-            else:
-                yield RawRow(number, num_bytes, line)
+            if line and not line.isspace():
+                yield RawRow(number, length, line)
+        if crc != span.crc:
+            raise InputError(
+                f"{self.path} has changed since the run began: lines from {first_line:,} on differ"
+            )
 
     def decode(self, row: RawRow) -> Mapping[str, Any]:
         line: bytes = row.payload
@@ -48,12 +113,5 @@ class Reader(BatchReader):
             raise MalformedRowError("invalid_json_line", "the line holds no JSON object")
         return record
 
-
-class Writer(BatchWriter):
-    """One object per line, non-ASCII text as UTF-8."""
-
-    def __init__(self) -> None:
-        self._encoder = msgspec.json.Encoder()
-
-    def encode(self, record: Mapping[str, Any]) -> bytes:
-        return self._encoder.encode(record) + b"\n"
+    def close(self) -> None:
+        self._source.close()

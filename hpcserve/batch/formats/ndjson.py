@@ -1,5 +1,5 @@
 """Another ending for JSON Lines."""
 
-from hpcserve.batch.formats.jsonl import Reader, Writer
+from hpcserve.batch.formats.jsonl import Reader
 
-__all__ = ["Reader", "Writer"]
+__all__ = ["Reader"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from datetime import timedelta
@@ -21,8 +20,8 @@ TIMEOUT_S = 120.0
 REPEATS = 5
 
 
-def run(folder: Path, here: JobEnvironment, ifname: str | None) -> dict[str, object]:
-    """This node's part; returns what it measured. One process per node, on its first GPU.
+def run(folder: Path, here: JobEnvironment, ifname: str | None) -> None:
+    """This node's part: measures, and writes it to `folder`. One process, on its first GPU.
 
     Raises what torch raises where the others cannot be reached in time.
     """
@@ -61,7 +60,6 @@ def run(folder: Path, here: JobEnvironment, ifname: str | None) -> dict[str, obj
     finally:
         dist.destroy_process_group()
     write_json(folder / f"allreduce-{here.rank}.json", measured)
-    return measured
 
 
 def _measure(device: str, here: JobEnvironment) -> dict[str, object]:
@@ -91,9 +89,3 @@ def _measure(device: str, here: JobEnvironment) -> dict[str, object]:
         "device": device,
         "seconds": round(min(took), 6),
     }
-
-
-def main(folder: str, ifname: str | None) -> None:
-    from hpcserve.launcher.environment import current
-
-    print(json.dumps(run(Path(folder), current(), ifname)))

@@ -6,7 +6,14 @@ import dataclasses
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.load import Setting, declared_in
-from hpcserve.launcher.request import SERVE_CONFIGS, JobRequest, make_request, server_words
+from hpcserve.launcher.request import (
+    BATCH_CONFIGS,
+    SERVE_CONFIGS,
+    JobRequest,
+    batch_words,
+    make_request,
+    server_words,
+)
 
 
 def request_for(kind: str = "serve", **options: object) -> JobRequest:
@@ -16,11 +23,17 @@ def request_for(kind: str = "serve", **options: object) -> JobRequest:
         one.name: Setting(given[one.name], "command line")
         if one.name in given
         else Setting(one.default, "default")
-        for one in declared_in(SERVE_CONFIGS)
+        for one in declared_in(SERVE_CONFIGS if kind == "serve" else BATCH_CONFIGS)
     }
     engine = EngineConfig.from_options(
         {name: value for name, value in given.items() if name in EngineConfig().to_options()}
     )
-    words = server_words(settings, str(given["model"]))
+    model = str(given["model"])
+    if kind == "serve":
+        words = server_words(settings, model)
+    else:
+        words = batch_words(
+            settings, model, ["/shared/my questions.jsonl"], "/shared/answers.jsonl"
+        )
     made = make_request(kind, engine, settings, words)
     return dataclasses.replace(made, python="/shared/venv/bin/python")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import io
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer
+from hpcserve.batch.report import RunResult
 from hpcserve.batch.row import CHAT_URL, COMPLETION_URL
+from hpcserve.batch.run import run_batch
+from hpcserve.config.batch import BatchConfig, RowDefaults
 from hpcserve.errors import ContextLengthError, EngineDeadError, InvalidParameterError
 
 _FIELDS = frozenset(
@@ -25,13 +30,15 @@ class EchoEngine:
     """
 
     limits = EngineLimits(max_running_requests=16, max_total_tokens=4096)
-    sampling_fields = _FIELDS
     model_names = frozenset({"echo"})
     context_length = 100
 
     def __init__(self) -> None:
-        self.fields = {CHAT_URL: _FIELDS | {"messages"}, COMPLETION_URL: _FIELDS | {"prompt"}}
+        self.preparer = self
         self.num_running = 0
+        self.answered: list[str] = []
+        self.num_started = 0
+        self.poison = ""
         self.max_running = 0
         self.max_tokens_running = 0
         self.bodies: list[dict[str, Any]] = []
@@ -49,7 +56,10 @@ class EchoEngine:
         words = text.split()
         if len(words) > self.context_length:
             raise ContextLengthError(len(words), None, self.context_length)
-        return PreparedRequest(len(words), (url, words))
+        return PreparedRequest(len(words), (url, words), text[:8].encode())
+
+    async def num_steps(self) -> int:
+        return len(self.answered)
 
     async def answer(self, request: PreparedRequest) -> RowAnswer:
         url, words = request.payload
@@ -65,9 +75,12 @@ class EchoEngine:
             self.die_after -= 1
             if self.die_after < 0:
                 raise EngineDeadError("the engine is gone (core): told to die")
+        if self.poison and self.poison in words:
+            raise EngineDeadError(f"the engine is gone (core): {self.poison}")
         if "poison" in words:
             raise InvalidParameterError("prompt", "poison")
         text = " ".join(reversed(words))
+        self.answered.append(text)
         choice = {"index": 0, "finish_reason": "stop"}
         if url == CHAT_URL:
             choice["message"] = {"role": "assistant", "content": text}
@@ -82,10 +95,53 @@ def engine() -> EchoEngine:
     return EchoEngine()
 
 
-@pytest.fixture
-def open_engine(engine: EchoEngine) -> Callable[..., Any]:
-    @asynccontextmanager
-    async def opened(config: Any):
-        yield engine
+class EchoBackend:
+    """Gives the same engine each time it is opened."""
 
-    return opened
+    fields: ClassVar = {CHAT_URL: _FIELDS | {"messages"}, COMPLETION_URL: _FIELDS | {"prompt"}}
+    sampling_fields = _FIELDS
+    num_gpus = 0
+
+    def __init__(self, engine: EchoEngine) -> None:
+        self.engine = engine
+        self.model: dict[str, Any] = {"files": "echo"}
+
+    def content(self) -> dict[str, dict[str, Any]]:
+        return {"model": dict(self.model), "template": {}}
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[EchoEngine]:
+        self.engine.num_started += 1
+        yield self.engine
+
+
+@pytest.fixture
+def backend(engine: EchoEngine) -> EchoBackend:
+    return EchoBackend(engine)
+
+
+Run = Callable[..., RunResult]
+
+
+@pytest.fixture
+def run(backend: EchoBackend) -> Run:
+    """A whole run with the engine of this test."""
+
+    def run(
+        source: Path | str | list[str],
+        output: Path | str,
+        defaults: RowDefaults | None = None,
+        seed: int = 0,
+        stream: Any = None,
+        **options: Any,
+    ) -> RunResult:
+        inputs = tuple(source) if isinstance(source, list) else (str(source),)
+        return run_batch(
+            backend,
+            BatchConfig(inputs=inputs, output=str(output), **options),
+            defaults or RowDefaults(),
+            seed=seed,
+            stream=stream or io.StringIO(),
+        )
+
+    return run

@@ -19,8 +19,8 @@ from hpcserve.fake_engine import write_byte_tokenizer
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with a byte tokenizer, whose engine echoes the prompt."""
-    opened = functools.partial(client_engine.open_client_engine, module="hpcserve.fake_engine")
-    monkeypatch.setattr(client_engine, "open_client_engine", opened)
+    backend = functools.partial(client_engine.ClientBackend, module="hpcserve.fake_engine")
+    monkeypatch.setattr(client_engine, "ClientBackend", backend)
     folder = tmp_path / "echo"
     folder.mkdir()
     yield write_byte_tokenizer(folder)
@@ -105,19 +105,24 @@ def test_settings_come_from_a_file_too(tmp_path: Path, model: Path) -> None:
     assert line["response"]["body"]["choices"][0]["text"] == "abc"
 
 
-def test_an_engine_that_dies_is_exit_75_and_keeps_the_answers(tmp_path: Path, model: Path) -> None:
+def test_a_row_that_kills_every_engine_is_quarantined(tmp_path: Path, model: Path) -> None:
+    """This core lives for three steps: the short row is through by then, the long one never."""
     rows = [{"prompt": "a", "max_tokens": 1}, {"prompt": "b" * 60, "max_tokens": 60}]
     result = _batch(tmp_path, rows, "--seed", "1", model=model)
-    assert result.exit_code == 75
-    assert "told to die; 1 finished rows are in" in result.stderr
-    assert len(_read(tmp_path / "out.jsonl.partial")) == 1
+    assert result.exit_code == 3
+    short, long = _read(tmp_path / "out.jsonl")
+    assert short["error"] is None
+    assert long["error"]["code"] == "engine_killed"
+    assert long["response"]["status_code"] == 500
 
 
-def test_an_engine_that_does_not_start_leaves_nothing(tmp_path: Path, model: Path) -> None:
+def test_an_engine_that_does_not_start_is_no_end_of_the_run(tmp_path: Path, model: Path) -> None:
     result = _batch(tmp_path, [{"prompt": "a"}], "--seed", "5", model=model)
     assert result.exit_code != 0
     assert "no config.json in it" in result.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["echo", "in.jsonl"]
+    assert not (tmp_path / "out.jsonl").exists()
+    again = _batch(tmp_path, [{"prompt": "a"}], "--seed", "5", model=model)
+    assert again.exit_code == result.exit_code
 
 
 def test_a_missing_model_is_one_line(tmp_path: Path, model: Path) -> None:

@@ -27,11 +27,16 @@ IMAGES = {
     "docker": "/images/image.tar.gz",
 }
 FABRICS = ("auto", "efa", "ib", "roce", "slingshot", "tcp")
-CASES = list(itertools.product(IMAGES, FABRICS))
+#: A batch run's script differs in its words only: one record for each runtime will do.
+CASES = [
+    *((*case, "serve") for case in itertools.product(IMAGES, FABRICS)),
+    *((runtime, "auto", "batch") for runtime in IMAGES),
+]
 
 
-def script(runtime: str, fabric: str) -> str:
+def script(runtime: str, fabric: str, kind: str = "serve") -> str:
     request = request_for(
+        kind,
         tp_size=16,
         nodes=2,
         fabric=fabric,
@@ -56,8 +61,8 @@ def _portable(text: str) -> str:
     return "".join(lines)
 
 
-def golden(runtime: str, fabric: str) -> Path:
-    return GOLDEN / f"serve-{runtime}-{fabric}.sh"
+def golden(runtime: str, fabric: str, kind: str = "serve") -> Path:
+    return GOLDEN / f"{kind}-{runtime}-{fabric}.sh"
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +70,9 @@ def _no_outer_cache(monkeypatch):
     monkeypatch.delenv("HF_HOME", raising=False)
 
 
-@pytest.mark.parametrize(("runtime", "fabric"), CASES)
-def test_script_is_the_one_on_record(runtime, fabric):
-    assert script(runtime, fabric) == golden(runtime, fabric).read_text(encoding="utf-8")
+@pytest.mark.parametrize(("runtime", "fabric", "kind"), CASES)
+def test_script_is_the_one_on_record(runtime, fabric, kind):
+    assert script(runtime, fabric, kind) == golden(runtime, fabric, kind).read_text("utf-8")
 
 
 def test_no_record_is_left_over():

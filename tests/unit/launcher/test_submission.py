@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from click.testing import CliRunner
 
 import hpcserve
 from hpcserve.cli.main import main
+from hpcserve.config.load import declared_in
 from hpcserve.errors import SlurmError
 from hpcserve.launcher import slurm_query
 from hpcserve.launcher.base import JobState
 from hpcserve.launcher.followup import parse_job_id
 from hpcserve.launcher.job_dir import JobDir
+from hpcserve.launcher.request import BATCH_CONFIGS, SERVE_CONFIGS
 from hpcserve.launcher.resolve import find
 from hpcserve.launcher.status import status
 
@@ -115,6 +118,33 @@ def test_render_prints_the_script_alone(slurm):
     assert done.stdout.startswith("#!/bin/bash")
     assert "crosses nodes" in done.stderr
     subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
+
+
+def test_render_batch_prints_what_batch_would_submit(slurm, tmp_path):
+    words = ["a b.jsonl", "-o", "out.jsonl", "--run-dir", str(tmp_path / "run"), "--top-k", "7"]
+    shown = run("render", "batch", *words).stdout
+    subprocess.run(["bash", "-n"], input=shown, text=True, check=True)
+    assert shown.startswith("#!/bin/bash")
+    assert "#   top_k = 7  (command line)" in shown
+    assert slurm.calls("sbatch") == []
+    assert not (tmp_path / "run").exists()
+    run("batch", *words, "--launcher", "slurm")
+    assert find("4711").job_dir.script.read_text() == shown
+
+
+@pytest.mark.parametrize("configs", [SERVE_CONFIGS, BATCH_CONFIGS])
+def test_no_two_options_share_a_name(configs):
+    declared = declared_in(configs)
+    names = [one.name for one in declared]
+    flags = [flag for one in declared for flag in (*one.option.flags, *one.option.off_flags)]
+    assert [one for one, number in Counter([*names, *flags]).items() if number > 1] == []
+
+
+@pytest.mark.parametrize("verb", [["render", "batch"], ["batch", "--launcher", "slurm"]])
+def test_a_job_takes_no_pipe(slurm, verb):
+    done = run(*verb, "-", "-o", "out.jsonl", code=2)
+    assert "--launcher local" in done.output
+    assert slurm.calls("sbatch") == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""The end of a run: every shard is there, so the output can be, and the report of it all."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from hpcserve.batch import html_report, journal
+from hpcserve.batch.durable import replace_file, storage
+from hpcserve.batch.journal import RowRecord
+from hpcserve.batch.lease import Claims, Owner
+from hpcserve.batch.ledger import error_code
+from hpcserve.batch.manifest import Manifest
+from hpcserve.batch.merge import write_output
+from hpcserve.batch.report import RunResult
+from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.worker_status import active_s, read_all
+from hpcserve.errors import RowsFailedError
+
+_POLL_S = 0.5
+
+
+def known_result(run_dir: RunDir, manifest: Manifest, output: Path) -> RunResult | None:
+    """The report of a run whose output is written; None where there is still something to do."""
+    if not run_dir.report.exists() or not output.exists():
+        return None
+    if len(run_dir.committed()) < len(manifest.shards):
+        return None
+    return msgspec.json.decode(run_dir.report.read_bytes(), type=RunResult)
+
+
+def finish_run(
+    run_dir: RunDir, manifest: Manifest, output: Path, max_error_rate: float = 1.0
+) -> RunResult:
+    """Write output and reports, once also where several workers end together.
+
+    Raises IncompleteRunError; RowsFailedError (with the output written) where too many rows failed.
+    """
+    claims = Claims(run_dir, manifest, Owner.here())
+    try:
+        while (result := known_result(run_dir, manifest, output)) is None:
+            with storage(run_dir.leases):
+                is_mine = claims.take_merge()
+            if is_mine:
+                result = _finish(run_dir, manifest, output)
+                break
+            time.sleep(_POLL_S)
+    finally:
+        claims.close()
+    rate = result.num_failed / max(result.num_rows, 1)
+    if rate > max_error_rate:
+        raise RowsFailedError(
+            f"{result.num_failed:,} of {result.num_rows:,} rows failed, more than --max-error-rate "
+            f"{max_error_rate:g} allows; the output {output} is written"
+        )
+    return result
+
+
+def _finish(run_dir: RunDir, manifest: Manifest, output: Path) -> RunResult:
+    tally = _Tally()
+    write_output(run_dir, manifest, output, observe=tally.add)
+    result = tally.result(run_dir, manifest)
+    with storage(run_dir.report):
+        page = html_report.page(result, read_all(run_dir), manifest, tally.histograms())
+        replace_file(run_dir.html_report, page.encode())
+        replace_file(run_dir.report, msgspec.json.format(msgspec.json.encode(result)))
+    return result
+
+
+class _Tally:
+    """Every row of the output, counted on its way there: 12 bytes for each that was answered."""
+
+    def __init__(self) -> None:
+        self._result = RunResult()
+        self._errors: Counter[str] = Counter()
+        self._block: list[tuple[float, float, float]] = []
+        self._blocks: list[np.ndarray[tuple[int, int], np.dtype[np.float32]]] = []
+
+    def add(self, shard: int, record: RowRecord) -> None:
+        result = self._result
+        result.num_rows += 1
+        result.num_prompt_tokens += record.num_prompt_tokens
+        result.num_output_tokens += record.num_output_tokens
+        result.num_cached_tokens += record.num_cached_tokens
+        if record.status == journal.OK:
+            result.num_ok += 1
+            self._block.append(
+                (record.latency_s, record.num_prompt_tokens, record.num_output_tokens)
+            )
+            if len(self._block) >= 1 << 14:
+                self._close_block()
+            return
+        result.num_failed += 1
+        result.num_quarantined += record.status == journal.QUARANTINED
+        self._errors[error_code(record)] += 1
+        if result.first_failure is None:
+            error = msgspec.json.decode(record.payload)["error"]
+            result.first_failure = (error["line"], error["message"])
+
+    def histograms(self) -> dict[str, tuple[list[int], list[float]]]:
+        """Name -> counts and edges, for the plots."""
+        found = {}
+        for name, values in self._values().items():
+            counts, edges = np.histogram(values, bins=40)
+            found[name] = (counts.tolist(), edges.tolist())
+        return found
+
+    def result(self, run_dir: RunDir, manifest: Manifest) -> RunResult:
+        result, workers = self._result, read_all(run_dir)
+        result.errors = dict(self._errors)
+        result.num_blank = sum(one.num_blank for one in manifest.scan.files)
+        result.percentiles = {name: _percentiles(v) for name, v in self._values().items()}
+        result.num_runs = len(workers)
+        result.num_retries = sum(one.num_retries for one in workers)
+        result.num_engine_deaths = sum(one.num_engine_deaths for one in workers)
+        result.unused = dict(sum((Counter(one.unused) for one in workers), Counter()))
+        result.other_models = dict(sum((Counter(one.other_models) for one in workers), Counter()))
+        result.active_s = active_s(workers)
+        result.gpu_hours = sum(one.engine_s * one.num_gpus for one in workers) / 3600
+        told = [one.joules for one in workers if one.joules is not None]
+        result.joules = sum(told) if told else None
+        return result
+
+    def _close_block(self) -> None:
+        if self._block:
+            self._blocks.append(np.array(self._block, dtype=np.float32))
+            self._block = []
+
+    def _values(self) -> dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]]:
+        self._close_block()
+        if not self._blocks:
+            return {}
+        self._blocks = [np.concatenate(self._blocks)]
+        names = ("seconds per row", "prompt tokens per row", "output tokens per row")
+        return {name: self._blocks[0][:, column] for column, name in enumerate(names)}
+
+
+def _percentiles(values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> dict[str, float]:
+    p50, p90, p99 = np.percentile(values, (50, 90, 99))
+    return {
+        "p50": float(p50),
+        "p90": float(p90),
+        "p99": float(p99),
+        "max": float(values.max()),
+        "mean": float(values.mean()),
+    }

@@ -1,0 +1,58 @@
+"""A dataset that the library `datasets` saved with `save_to_disk`: a folder of Arrow files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpcserve.batch.durable import read_json
+from hpcserve.batch.table import TableReader
+from hpcserve.errors import InputError
+
+
+class Reader(TableReader):
+    """A span's place: number of its Arrow file, its record batch, its first row in that."""
+
+    def __init__(self, path: Path, *, id_column: str | None = None) -> None:
+        super().__init__(path, id_column=id_column)
+        self._schema: Any = None
+
+    @property
+    def schema(self) -> Any:
+        if self._schema is None:
+            with self._open(0) as reader:
+                self._schema = reader.schema
+        return self._schema
+
+    def parts(self) -> Iterator[tuple[list[int], int]]:
+        for number in range(len(self._files)):
+            with self._open(number) as reader:
+                for batch_number, batch in enumerate(reader):
+                    yield [number, batch_number], batch.num_rows
+
+    def batches(self, part: list[int], columns: Sequence[str] | None) -> Iterator[Any]:
+        file_number, wanted = part
+        with self._open(file_number) as reader:
+            # Those before it are mapped, not read.
+            for number, batch in enumerate(reader):
+                if number == wanted:
+                    yield batch if columns is None else batch.select(list(columns))
+                    return
+
+    @property
+    def _files(self) -> list[Path]:
+        state = read_json(self.path / "state.json") or {}
+        files = [self.path / str(one["filename"]) for one in state.get("_data_files", [])]
+        if not files:
+            raise InputError(f"{self.path}/state.json names no data files")
+        return files
+
+    def _open(self, number: int) -> Any:
+        import pyarrow as pa
+
+        path = self._files[number]
+        try:
+            return pa.ipc.open_stream(pa.memory_map(str(path)))
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"cannot read the input {path}: {error}") from error

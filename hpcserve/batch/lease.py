@@ -1,0 +1,222 @@
+"""Which worker takes which shard. An optimisation: two who take the same one still commit it once.
+
+A lease is a file that its maker touches now and then. No clock is compared with another's: a
+lease is stale when a watcher has seen it unchanged for long by its own clock, or when its owner is
+a process of this node that is gone, or an earlier run of this very job.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from hpcserve.batch.durable import publish, read_json, temporary_name
+from hpcserve.batch.manifest import Manifest
+from hpcserve.batch.run_dir import RunDir, numbers_in
+from hpcserve.batch.scan import Shard
+from hpcserve.log import get_logger
+
+log = get_logger(__name__)
+
+BEAT_S = 5.0
+#: NFS may show a change up to a minute late.
+STALE_S = 90.0
+#: A shard that another one has for so many times as long as ours take is taken as well.
+_STRAGGLER_FACTOR = 4.0
+_STRAGGLER_S = 60.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One process of one run of a job. started_s: tells it from a later process of the same id."""
+
+    name: str
+    host: str
+    pid: int
+    started_s: float
+    job_id: str = ""
+    restart: str = ""
+
+    @classmethod
+    def here(cls, environ: Mapping[str, str] | None = None) -> Owner:
+        environ = os.environ if environ is None else environ
+        host = socket.gethostname()
+        pid = os.getpid()
+        job = environ.get("SLURM_JOB_ID", "")
+        task = environ.get("SLURM_ARRAY_TASK_ID")
+        return cls(
+            name=f"{host}-{pid}-{secrets.token_hex(3)}",
+            host=host,
+            pid=pid,
+            started_s=psutil.Process(pid).create_time(),
+            job_id=f"{job}_{task}" if task else job,
+            restart=environ.get("SLURM_RESTART_COUNT", "0"),
+        )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """shard: to work on now.  shared: another one is at it too, and must keep its files."""
+
+    shard: Shard
+    number: int
+    shared: bool = False
+
+
+class Claims:
+    """The shards that this worker has, and those that it may take. `next` is for one thread."""
+
+    def __init__(
+        self, run_dir: RunDir, manifest: Manifest, owner: Owner, *, stale_s: float = STALE_S
+    ) -> None:
+        self._dir = run_dir
+        self._shards = manifest.shards
+        self._owner = owner
+        self._stale_s = stale_s
+        self._seen: dict[int, tuple[int, float, float]] = {}
+        self._held: dict[int, float] = {}
+        self._ever: set[int] = set()
+        self._durations: list[float] = []
+        self._done: set[int] = set()
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="leases", daemon=True)
+        self._heart.start()
+
+    def next(self) -> Claim | None:
+        """A shard to work on; None where there is none just now. Raises OSError."""
+        self._done = self._dir.committed()
+        open_now = [n for n in range(len(self._shards)) if n not in self._done]
+        taken = numbers_in(self._dir.leases)
+        mine = set(self._held)
+        for number in open_now:
+            if number in mine or (number in taken and not self._drop_stale(number)):
+                continue
+            if self._take(number):
+                return Claim(self._shards[number], number)
+        for number in open_now:
+            if number not in mine and self._is_straggler(number):
+                log.info("shard %d takes another worker long; answering it here as well", number)
+                self._held[number] = time.monotonic()
+                self._ever.add(number)
+                return Claim(self._shards[number], number, shared=True)
+        return None
+
+    @property
+    def mine(self) -> set[int]:
+        """Every shard that was ever taken here."""
+        return self._ever
+
+    def take_merge(self) -> bool:
+        """Whether the output is ours to write. Raises OSError."""
+        return self.take(len(self._shards))
+
+    def take(self, number: int) -> bool:
+        """Whether this shard is ours from now on. Raises OSError."""
+        return self._take(number) or (self._drop_stale(number) and self._take(number))
+
+    def all_committed(self) -> bool:
+        """Whether every shard of the run is finished. Raises OSError."""
+        if len(self._done) < len(self._shards):
+            self._done = self._dir.committed()
+        return len(self._done) == len(self._shards)
+
+    def only_mine_left(self) -> bool:
+        """Whether every shard that is not finished is ours: no other worker to wait for."""
+        return all(n in self._done or n in self._held for n in range(len(self._shards)))
+
+    def release(self, number: int) -> None:
+        """It is committed, or given up."""
+        since = self._held.pop(number, None)
+        if since is not None:
+            self._durations.append(time.monotonic() - since)
+        lease = read_json(self._dir.lease(number))
+        if lease is not None and lease.get("name") == self._owner.name:
+            self._dir.lease(number).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give up all that is held, so that the next one need not wait."""
+        self._stop.set()
+        self._heart.join()
+        for number in list(self._held):
+            self.release(number)
+
+    def _take(self, number: int) -> bool:
+        path = self._dir.lease(number)
+        temporary = temporary_name(path)
+        # Never seen empty: whoever finds it can tell at once whether its owner is gone.
+        temporary.write_bytes(msgspec.json.encode(self._owner))
+        won = publish(temporary, path, durable=False)
+        if won:
+            self._held[number] = time.monotonic()
+            self._ever.add(number)
+        return won
+
+    def _drop_stale(self, number: int) -> bool:
+        """Whether the lease is free now. One of those who find it stale takes it away."""
+        path = self._dir.lease(number)
+        try:
+            changed_ns = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return True
+        now = time.monotonic()
+        last, since, first = self._seen.get(number, (changed_ns, now, now))
+        if last != changed_ns:
+            since = now
+        self._seen[number] = (changed_ns, since, first)
+        lease = read_json(path)
+        if now - since < self._stale_s and not (lease and self._is_gone(lease)):
+            return False
+        aside = path.with_name(f".stale-{number:06d}-{secrets.token_hex(4)}")
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return True
+        aside.unlink(missing_ok=True)
+        self._seen.pop(number)
+        return True
+
+    def _is_gone(self, lease: dict[str, object]) -> bool:
+        if lease.get("job_id") and lease.get("job_id") == self._owner.job_id:
+            return lease.get("restart") != self._owner.restart or not _lives(lease, self._owner)
+        return lease.get("host") == self._owner.host and not _lives(lease, self._owner)
+
+    def _is_straggler(self, number: int) -> bool:
+        if number not in self._seen or not self._durations:
+            return False
+        usual = sorted(self._durations)[len(self._durations) // 2]
+        waited = time.monotonic() - self._seen[number][2]
+        return waited > max(_STRAGGLER_S, _STRAGGLER_FACTOR * usual)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            for number in list(self._held):
+                _touch(self._dir.lease(number))
+
+
+def _lives(lease: dict[str, object], owner: Owner) -> bool:
+    """Whether the process that made a lease runs, as far as this node can tell."""
+    if lease.get("host") != owner.host:
+        return True
+    try:
+        started_s = psutil.Process(int(str(lease.get("pid")))).create_time()
+    except (psutil.NoSuchProcess, ValueError):
+        return False
+    except psutil.AccessDenied:
+        return True
+    return abs(started_s - float(str(lease.get("started_s")))) < 1.0
+
+
+def _touch(path: Path) -> None:
+    try:
+        os.utime(path)
+    except OSError as error:
+        log.debug("lease %s: %s", path, error)

@@ -1,0 +1,131 @@
+"""Rows of Arrow data, shared by the formats that are tables."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+from hpcserve.batch.formats.base import BatchReader, MalformedRowError, RawRow, Scanned, Span
+
+#: What is read of a table at a time.
+BATCH_ROWS = 2048
+
+
+class TableReader(BatchReader):
+    """A file of parts (row groups, record batches) that can each be read on their own.
+
+    A span's place: its part, its first row within that, the file of it where there are several.
+    A part that cannot be read makes errors of its own rows, and of no others.
+    """
+
+    is_table: ClassVar[bool] = True
+
+    @abstractmethod
+    def parts(self) -> Iterator[tuple[list[int], int]]:
+        """Where each part is, and its number of rows. Raises InputError."""
+
+    @abstractmethod
+    def batches(self, part: list[int], columns: Sequence[str] | None) -> Iterator[Any]:
+        """Record batches of one part, of some columns (None: all). Raises OSError, ArrowException."""
+
+    @property
+    @abstractmethod
+    def schema(self) -> Any:
+        """pyarrow.Schema. Raises InputError."""
+
+    def scan(self, span_rows: int) -> Iterator[Scanned]:
+        first = 0
+        for part, num_rows in self.parts():
+            ids = self._ids(part, num_rows)
+            for start in range(0, num_rows, span_rows):
+                count = min(span_rows, num_rows - start)
+                lines = range(first + start + 1, first + start + count + 1)
+                span = Span(first + start, count, [*part, start])
+                yield Scanned(span, ids[start : start + count], lines)
+            first += num_rows
+
+    def rows(self, span: Span) -> Iterator[RawRow]:
+        number = span.first_row
+        bad: MalformedRowError | None = None
+        try:
+            for batch in self.table_of(span):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield RawRow(number, 0, record)
+        except _broken() as error:
+            bad = MalformedRowError("unreadable_row", f"{self.path}: {error}")
+        end = span.first_row + span.num_rows
+        if number < end:
+            bad = bad or MalformedRowError("unreadable_row", f"{self.path}: rows are missing")
+        for missing in range(number, end):
+            yield RawRow(missing + 1, 0, bad)
+
+    def decode(self, row: RawRow) -> Mapping[str, Any]:
+        if isinstance(row.payload, MalformedRowError):
+            raise row.payload
+        record: Mapping[str, Any] = row.payload
+        return record
+
+    def table_of(self, span: Span) -> Iterator[Any]:
+        """The span's rows as record batches. Raises OSError and ArrowException."""
+        *part, start = span.place
+        cursor = self._cursor_at(part, start)
+        left = span.num_rows
+        while left and (batch := cursor.next(left)) is not None:
+            left -= batch.num_rows
+            yield batch
+
+    def _cursor_at(self, part: list[int], start: int) -> _Cursor:
+        """Spans come in order mostly: the part is read on where the last one ended."""
+        cursor: _Cursor | None = getattr(self, "_cursor", None)
+        if cursor is None or cursor.part != part or cursor.position > start:
+            cursor = _Cursor(part, self.batches(part, None))
+            self._cursor = cursor
+        cursor.skip_to(start)
+        return cursor
+
+    def _ids(self, part: list[int], num_rows: int) -> list[Any]:
+        names = [name for name in self.id_columns if name in self.schema.names]
+        if not names:
+            return [None] * num_rows
+        ids: list[Any] = []
+        try:
+            for batch in self.batches(part, names):
+                columns = [batch.column(name).to_pylist() for name in names]
+                ids += [
+                    next((value for value in values if value is not None), None)
+                    for values in zip(*columns, strict=True)
+                ]
+        except _broken():
+            pass  # those rows become errors when they are read
+        return (ids + [None] * num_rows)[:num_rows]
+
+
+class _Cursor:
+    def __init__(self, part: list[int], batches: Iterator[Any]) -> None:
+        self.part = part
+        self.position = 0
+        self._batches = batches
+        self._rest: Any = None
+
+    def skip_to(self, position: int) -> None:
+        while self.position < position and self.next(position - self.position) is not None:
+            pass
+
+    def next(self, most: int) -> Any:
+        """A batch of `most` rows at most; None at the end."""
+        while self._rest is None or not self._rest.num_rows:
+            self._rest = next(self._batches, None)
+            if self._rest is None:
+                return None
+        batch = self._rest.slice(0, most)
+        self._rest = self._rest.slice(batch.num_rows)
+        self.position += batch.num_rows
+        return batch
+
+
+def _broken() -> tuple[type[Exception], ...]:
+    import pyarrow as pa
+
+    return (OSError, pa.ArrowException)

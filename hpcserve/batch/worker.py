@@ -1,0 +1,276 @@
+"""One process's share of a run: engines one after the other, until nothing is left to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import TextIO
+
+from hpcserve.batch import progress
+from hpcserve.batch.deadline import Deadline
+from hpcserve.batch.durable import storage
+from hpcserve.batch.energy import EnergyMeter
+from hpcserve.batch.engine import Backend, RowEngine
+from hpcserve.batch.inputs import InputFile
+from hpcserve.batch.lease import Claims, Owner
+from hpcserve.batch.ledger import Ledger, OpenShard
+from hpcserve.batch.manifest import Manifest
+from hpcserve.batch.output import OutputRecords
+from hpcserve.batch.policy import FailurePolicy
+from hpcserve.batch.prepare import Preparation
+from hpcserve.batch.report import BatchReport
+from hpcserve.batch.row import RowDialect
+from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.runner import BatchRunner
+from hpcserve.batch.scan import stat_of
+from hpcserve.batch.watch import Limits, Watch
+from hpcserve.batch.worker_status import WorkerFile, read_all, runs_without_progress
+from hpcserve.config.batch import BatchConfig
+from hpcserve.errors import (
+    EngineError,
+    EngineStartError,
+    IncompleteRunError,
+    InputError,
+    NoProgressError,
+)
+from hpcserve.log import get_logger
+
+log = get_logger(__name__)
+
+_POLL_S = 0.5
+#: Deaths of engines that answered no row in between: then it is not the rows' fault.
+_MAX_DEATHS = 25
+_MAX_GUILTY = 3
+_MAX_RUNS_WITHOUT_PROGRESS = 3
+
+
+class Worker:
+    """`run` returns when every row of the run is finished, by this worker or others."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        batch: BatchConfig,
+        run_dir: RunDir,
+        manifest: Manifest,
+        inputs: list[InputFile],
+        dialect: RowDialect,
+        stream: TextIO,
+    ) -> None:
+        self._backend = backend
+        self._batch = batch
+        self._dir = run_dir
+        self._manifest = manifest
+        self._inputs = inputs
+        self._dialect = dialect
+        self._stream = stream
+        self._readers = [one.reader(manifest.id_column) for one in inputs]
+        self._owner = Owner.here()
+        self._deadline = Deadline(batch.deadline, batch.deadline_margin_s)
+        self._caught: list[signal.Signals] = []
+        self._watch: Watch | None = None
+        self._num_deaths = 0
+        self._foreign: set[int] = run_dir.committed()
+        self._rows_before = sum(manifest.shards[n].span.num_rows for n in self._foreign)
+        self.report = BatchReport(num_total=manifest.num_rows, num_before=self._rows_before)
+        self._energy = EnergyMeter()
+        self._file = WorkerFile(run_dir, self._owner, self.report, self._energy, backend)
+
+    async def run(self) -> None:
+        """Raises IncompleteRunError, RunCancelledError, RowsFailedError, InputError, ..."""
+        names = [one.path.rsplit("/", 1)[-1] for one in self._manifest.scan.files]
+        with storage(self._dir.path):
+            self._claims = Claims(self._dir, self._manifest, self._owner)
+            self._file.publish()
+        self._ledger = Ledger(self._dir, self._manifest, self._owner.name, self._claims.release)
+        records = OutputRecords(names)
+        shown = progress.shown(
+            self.report,
+            lambda: read_all(self._dir),
+            self._stream,
+            log_interval_s=self._batch.log_interval_s,
+        )
+        try:
+            with shown, self._signals():
+                while not self._claims.all_committed():
+                    await self._engine_after_engine(records)
+        except asyncio.CancelledError:
+            if not self._caught:
+                raise
+            raise self._stopped() from None
+        except IncompleteRunError as error:
+            if self._caught and self._caught[0] is signal.SIGINT:
+                raise self._stopped() from None
+            raise self._incomplete(error) from error
+        finally:
+            self._close()
+
+    def _stopped(self) -> BaseException:
+        text = f"stopped by {self._caught[0].name}; {self._so_far()}"
+        if self._caught[0] is signal.SIGINT:
+            print(text, file=self._stream)
+            return KeyboardInterrupt()
+        return self._incomplete(IncompleteRunError(f"stopped by {self._caught[0].name}"))
+
+    def _incomplete(self, error: IncompleteRunError) -> Exception:
+        """Exit 75 promises that running it again goes on; after some runs without a row it is no
+        longer believed."""
+        if self.report.num_rows == 0:
+            runs = 1 + runs_without_progress(self._dir, self._owner)
+            if runs >= _MAX_RUNS_WITHOUT_PROGRESS:
+                return NoProgressError(f"{error}; the last {runs} runs finished no row at all")
+        return IncompleteRunError(f"{error}; {self._so_far()}")
+
+    def _so_far(self) -> str:
+        report = self.report
+        return (
+            f"{report.num_finished:,} of {report.num_total:,} finished rows are kept in "
+            f"{self._dir.path}; run the same command again to go on"
+        )
+
+    def _close(self) -> None:
+        self._ledger.close()
+        self._claims.close()
+        for reader in self._readers:
+            reader.close()
+        with contextlib.suppress(IncompleteRunError):  # the end has its own reason already
+            self._file.publish(ended=True)
+
+    # ------------------------------------------------------------ engines
+
+    async def _engine_after_engine(self, records: OutputRecords) -> None:
+        """Until no shard is free; each engine that dies is followed by another."""
+        preparation: Preparation | None = None
+        try:
+            while True:
+                try:
+                    async with self._backend.open() as engine:
+                        self._file.engine_is_up()
+                        if preparation is None:
+                            preparation = self._preparation(engine)
+                            runner, watch = self._new_runner(preparation, records)
+                        await self._run_watched(runner, watch, engine)
+                        return
+                except EngineError as error:
+                    if preparation is None:
+                        raise
+                    self._after_death(runner, error)
+                finally:
+                    self._file.engine_is_down()
+        finally:
+            if preparation is not None:
+                preparation.close()
+
+    def _preparation(self, engine: RowEngine) -> Preparation:
+        readers = self._readers
+        return Preparation(
+            self._next_shard, readers, self._dialect, engine.preparer, poll_s=_POLL_S
+        )
+
+    def _new_runner(
+        self, preparation: Preparation, records: OutputRecords
+    ) -> tuple[BatchRunner, Watch]:
+        batch = self._batch
+        runner = BatchRunner(
+            preparation,
+            self._ledger,
+            records,
+            FailurePolicy(batch.errors, batch.max_error_rate, batch.retries),
+            self._deadline,
+            self.report,
+            max_rows_in_flight=batch.max_rows_in_flight,
+        )
+        limits = Limits(batch.row_timeout_s, batch.stall_timeout_s, batch.drain_s)
+        self._watch = Watch(runner, self._ledger, self._deadline, self._dir, limits, self._publish)
+        if self._caught:
+            self._watch.stop(self._caught[0])
+        return runner, self._watch
+
+    async def _run_watched(self, runner: BatchRunner, watch: Watch, engine: RowEngine) -> None:
+        watching = asyncio.create_task(watch.during(engine))
+        try:
+            await runner.run(engine)
+            await self._ledger.settle()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            # What was finished is on the disk before anything else happens, if the disk works.
+            with contextlib.suppress(IncompleteRunError):
+                await self._ledger.sync()
+
+    def _after_death(self, runner: BatchRunner, error: EngineError) -> None:
+        """Raise IncompleteRunError where another engine would not do better."""
+        self.report.num_engine_deaths += 1
+        if runner.num_finished_ok:
+            self._num_deaths = 0
+            runner.num_finished_ok = 0
+        self._num_deaths += 1
+        if isinstance(error, EngineStartError) or self._num_deaths > _MAX_DEATHS:
+            raise IncompleteRunError(str(error)) from error
+        if runner.num_guilty_in_a_row >= _MAX_GUILTY:
+            raise IncompleteRunError(
+                f"{error}; {_MAX_GUILTY} rows in a row did that, each alone: it is not the rows"
+            ) from error
+        if runner.is_closing:
+            raise IncompleteRunError(str(error)) from error
+        log.warning("%s; starting another (%d rows under suspicion)", error, len(runner.suspects))
+
+    # ------------------------------------------------------------ shards
+
+    def _next_shard(self) -> OpenShard | None:
+        """In the reading thread. Raises StopIteration at the end, InputError where a file changed."""
+        with storage(self._dir.leases):
+            claim = self._claims.next()
+            if claim is None:
+                if self._claims.all_committed() or self._claims.only_mine_left():
+                    raise StopIteration
+                return None
+        facts = self._manifest.scan.files[claim.shard.file]
+        path = self._inputs[claim.shard.file].path
+        if stat_of(path)[0] != facts.size:
+            raise InputError(f"{path} has changed since the run began: its size is another")
+        shard = self._ledger.open(claim)
+        self.report.num_recovered += shard.span.num_rows - shard.num_left
+        self._count_before()
+        return shard
+
+    def _count_before(self) -> None:
+        self.report.num_before = self._rows_before + self.report.num_recovered
+
+    def _publish(self) -> None:
+        with storage(self._dir.workers):
+            done = self._dir.committed() - self._foreign - self._claims.mine
+            self._foreign |= done
+        self._rows_before += sum(self._manifest.shards[n].span.num_rows for n in done)
+        self._count_before()
+        self._file.publish()
+
+    # ------------------------------------------------------------ signals
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and the early warnings let rows in flight finish; Ctrl-C does not wait."""
+        task = asyncio.current_task()
+        if task is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def stop(which: signal.Signals) -> None:
+            self._caught.append(which)
+            if self._watch is None or which is signal.SIGINT:
+                task.cancel()
+            else:
+                self._watch.stop(which)
+
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+        for which in wanted:
+            loop.add_signal_handler(which, stop, which)
+        try:
+            yield
+        finally:
+            for which in wanted:
+                loop.remove_signal_handler(which)

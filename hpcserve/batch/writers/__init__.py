@@ -1,0 +1,1 @@
+"""One output format per module, named as the ending of its files."""
