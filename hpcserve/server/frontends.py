@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import PIPE, Process
+from typing import Any
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.server import ServerConfig
@@ -131,7 +132,10 @@ async def serve_frontends(
     if engine.parallel.dp_size > 1:
         raise UsageError("--api-workers needs --dp-size 1; a replica has a server of its own")
     config = with_model_folder(engine)
-    order = {"engine": config.to_options(), "server": dataclasses.asdict(options)}
+    order: dict[str, object] = {
+        "engine": config.to_options(),
+        "server": dataclasses.asdict(options),
+    }
     frontends = [Frontend(index, order, one) for index, one in enumerate(listeners)]
     signals = _Signals(frontends)
     try:
@@ -167,8 +171,9 @@ async def _watch(client: EngineClient, frontends: list[Frontend], signals: _Sign
             if task.done():
                 task.result()
     finally:
-        for task in (died, served, *keeping):
-            task.cancel()
+        waiting: list[asyncio.Future[Any]] = [died, served, *keeping]
+        for one in waiting:
+            one.cancel()
 
 
 async def _keep(frontend: Frontend, client: EngineClient, signals: _Signals) -> None:
