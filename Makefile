@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	@mkdir -p demo-output
-	@$(BIN)/hpcserve batch examples/questions.jsonl -o demo-output/answers.jsonl --overwrite; \
+	@$(BIN)/hpcserve batch examples/questions.jsonl --launcher local -o demo-output/answers.jsonl --overwrite; \
 	code=$$?; \
 	test ! -f demo-output/answers.jsonl \
 		|| $(BIN)/hpcserve batch show demo-output/answers.jsonl --input examples/questions.jsonl; \
@@ -45,7 +45,7 @@ demo: $(STAMP)
 # One thread of torch a process: the tests run side by side.
 test: export OMP_NUM_THREADS ?= 1
 test: lint types
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

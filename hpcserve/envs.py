@@ -59,6 +59,18 @@ HPCSERVE_CACHE_DIR = EnvVar(
     Path("~/.cache/hpcserve").expanduser(),
     "compiled kernels and other things that can be made again; may be shared between nodes",
 )
+HPCSERVE_STATE_DIR = EnvVar(
+    "HPCSERVE_STATE_DIR",
+    _path,
+    Path("~/.local/state/hpcserve").expanduser(),
+    "run directories of submitted jobs; every node of the cluster must see it",
+)
+HPCSERVE_CLUSTER: EnvVar[str] = EnvVar(
+    "HPCSERVE_CLUSTER", str, "", "cluster file, or name of a cluster preset"
+)
+HPCSERVE_ENDPOINT_FILE: EnvVar[Path | None] = EnvVar(
+    "HPCSERVE_ENDPOINT_FILE", _path, None, "where `hpcserve serve` writes host and port once bound"
+)
 HPCSERVE_LOG_LEVEL = EnvVar("HPCSERVE_LOG_LEVEL", _level, "INFO", "level of the log on stderr")
 HPCSERVE_MODEL: EnvVar[str] = EnvVar("HPCSERVE_MODEL", str, "", "the model when none is named")
 HPCSERVE_API_KEY: EnvVar[str] = EnvVar(
@@ -66,6 +78,12 @@ HPCSERVE_API_KEY: EnvVar[str] = EnvVar(
 )
 HPCSERVE_DISABLE_KERNELS = EnvVar(
     "HPCSERVE_DISABLE_KERNELS", _switch, False, "run the plain torch reference of every kernel"
+)
+HPCSERVE_DIST_SECRET: EnvVar[str] = EnvVar(
+    "HPCSERVE_DIST_SECRET", str, "", "what the nodes of one engine know and nobody else"
+)
+HPCSERVE_DIST_LISTEN_FD = EnvVar(
+    "HPCSERVE_DIST_LISTEN_FD", int, -1, "listening socket for --dist-init-addr, from the launcher"
 )
 HPCSERVE_START_TIMEOUT_S = EnvVar(
     "HPCSERVE_START_TIMEOUT_S", float, 600.0, "seconds to wait for the engine to become ready"

@@ -22,6 +22,12 @@
     ├── RowsFailedError              exit 1              more rows failed than the user allows
     ├── NoProgressError              exit 1              run after run finishes nothing
     ├── RunCancelledError            exit 1              a batch run was told to stop
+    ├── LauncherError                exit 1              a job could not be started or reached
+    │   ├── SlurmError                                   a command of SLURM failed; carries what it said
+    │   ├── JobNotFoundError         exit 2
+    │   ├── JobFailedError                               the job that was waited for is dead
+    │   ├── JobTimeoutError          exit 124            it was not ready in the time given
+    │   └── FabricError                                  the required network is not there
     └── PortInUseError               exit 2
 
 `str(error)` is one line for the user: what happened, to what, and the fix where there is one.
@@ -163,3 +169,27 @@ class RunCancelledError(HpcserveError):
 
 class PortInUseError(HpcserveError):
     exit_code = 2
+
+
+class LauncherError(HpcserveError):
+    http_status = 503
+
+
+class SlurmError(LauncherError):
+    pass
+
+
+class JobNotFoundError(LauncherError):
+    exit_code = 2
+
+
+class JobFailedError(LauncherError):
+    pass
+
+
+class JobTimeoutError(LauncherError):
+    exit_code = 124
+
+
+class FabricError(LauncherError):
+    pass

@@ -14,7 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcserve.engine.executor import Executor, StepHandle
-from hpcserve.ipc.messages import Int32Array, ModelRunnerOutput, SchedulerOutput, WorkerInfo
+from hpcserve.ipc.messages import (
+    Int32Array,
+    LockstepOutput,
+    ModelRunnerOutput,
+    SchedulerOutput,
+    WorkerInfo,
+)
 
 _UNKNOWN = -1
 _POISON = np.uint64(0xDEADBEEFDEADBEEF)
@@ -105,7 +111,8 @@ class FakeExecutor(Executor):
         self.num_steps = 0
         self.num_computed_tokens = 0
 
-    def submit(self, step: SchedulerOutput) -> StepHandle:
+    def submit(self, step: SchedulerOutput | LockstepOutput) -> StepHandle:
+        assert isinstance(step, SchedulerOutput), "it is one replica"
         if self._step_time_s:
             time.sleep(self._step_time_s)
         self._apply(step)

@@ -34,21 +34,33 @@ TINY_CONFIG: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 
+#: Of mixtures of experts besides.
+SPARSE_CONFIG: dict[str, Any] = {
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 40,
+}
+
 
 def make_random_checkpoint(
     folder: Path, model_type: str, *, seed: int = 0, max_shard_size: str = "1GB", **overrides: Any
 ) -> Path:
     """Write a checkpoint of `model_type` with random float32 weights to `folder`; returns it.
 
-    overrides: fields of its config.json, over TINY_CONFIG. max_shard_size: smaller ones split the
-    weights over several files with an index. The weights are spread widely enough for greedy
-    outputs to differ from token to token; biases and norms are random as well. It has no
-    tokenizer.
+    overrides: fields of its config.json, over TINY_CONFIG and SPARSE_CONFIG. max_shard_size:
+    smaller ones split the weights over several files with an index. The weights are spread widely
+    enough for greedy outputs to differ from token to token; biases and norms are random as well.
+    It has no tokenizer.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(model_type, **{**TINY_CONFIG, **overrides})
+    sparse = (
+        SPARSE_CONFIG if hasattr(AutoConfig.for_model(model_type), "num_experts_per_tok") else {}
+    )
+    config = AutoConfig.for_model(model_type, **{**TINY_CONFIG, **sparse, **overrides})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -18,7 +18,9 @@ import torch
 from hpcserve.attention.base import AttentionBackend, AttentionCaps, AttentionMetadata
 from hpcserve.ops.page_index import page_index
 
-_WORKSPACE_BYTES = 256 << 20
+#: Partial results of split rows: 320 MiB were needed for 1,024 rows of 4,096 values each.
+_WORKSPACE_BYTES = 512 << 20
+_WORKSPACE_ROW_SIZE = 4096
 _INT_WORKSPACE_BYTES = 8 << 20
 #: fa3 has no kernels for larger heads.
 _FA3_HEAD_DIMS = (64, 128)
@@ -47,7 +49,9 @@ class FlashInfer(AttentionBackend):
         device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
         # flashinfer counts on zeros in it at first use.
-        self._workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        row_size = max(self.num_heads * self.head_dim, _WORKSPACE_ROW_SIZE)
+        size = _WORKSPACE_BYTES // _WORKSPACE_ROW_SIZE * row_size
+        self._workspace = torch.zeros(size, dtype=torch.uint8, device=device)
         self._int_workspace = torch.empty(_INT_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
         self._pinned = [
             torch.empty(_INT_WORKSPACE_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)

@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
     """Facts that a later reader needs to judge or repeat a result."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(["hpcserve", *sys.argv[1:]]),
         "hpcserve": __version__,
         "commit": commit(Path(__file__).resolve().parent),
         "python": platform.python_version(),

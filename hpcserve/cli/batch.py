@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import click
 
 from hpcserve.cli import _batch_verbs as batch_verbs
-from hpcserve.cli.options import SectionedCommand, config_options, engine_config, settings_of
+from hpcserve.cli._jobs import JOB_SECTIONS, LAUNCHERS, layered_options, layered_settings
+from hpcserve.cli.options import SectionedCommand, config_options, engine_config
 from hpcserve.config.batch import BatchConfig, RowDefaults
-from hpcserve.config.load import ENGINE_CONFIGS, build
+from hpcserve.config.engine import EngineConfig
+from hpcserve.config.load import ENGINE_CONFIGS, Setting, build
 from hpcserve.errors import ConfigError
 from hpcserve.log import setup_logging
 
 EXIT_FAILED_ROWS = 3
+SECTIONS: dict[str, Sequence[type[Any]]] = {
+    "Batch": [BatchConfig],
+    "Sampling, for rows that do not say": [RowDefaults],
+    **JOB_SECTIONS,
+    "Engine": ENGINE_CONFIGS,
+}
+BATCH_CONFIGS = tuple(config for configs in SECTIONS.values() for config in configs)
 _ARGV = "hpcserve.batch.argv"
 
 
@@ -54,15 +64,25 @@ class _CommandWithVerbs(SectionedCommand):
 
 @click.command(cls=_CommandWithVerbs)
 @click.argument("input_arguments", metavar="INPUT...", nargs=-1)
-@config_options(
-    {
-        "Batch": [BatchConfig],
-        "Sampling, for rows that do not say": [RowDefaults],
-        "Engine": ENGINE_CONFIGS,
-    }
+@click.option(
+    "--launcher",
+    type=click.Choice(LAUNCHERS),
+    default="auto",
+    envvar="HPCSERVE_LAUNCHER",
+    help="auto: as a job where there is SLURM and this is no allocation of it; local: here, now",
 )
+@layered_options
+@config_options(SECTIONS)
 @click.pass_context
-def command(ctx: click.Context, /, input_arguments: tuple[str, ...], **_: Any) -> None:
+def command(
+    ctx: click.Context,
+    /,
+    input_arguments: tuple[str, ...],
+    launcher: str,
+    cluster: str | None,
+    preset: str | None,
+    **_: Any,
+) -> None:
     """Answer every row of INPUT: one line of OUTPUT for each, in the same order.
 
     Rows are OpenAI batch lines (custom_id, method, url, body) or plain {"prompt": ...} or
@@ -74,9 +94,16 @@ def command(ctx: click.Context, /, input_arguments: tuple[str, ...], **_: Any) -
     says why), 75 ended early, to be run again.
     """
     setup_logging()
-    settings = settings_of(ctx, [BatchConfig, RowDefaults, *ENGINE_CONFIGS])
-    batch = _with_inputs(build(BatchConfig, settings), input_arguments)
+    settings = layered_settings(ctx, BATCH_CONFIGS, cluster, preset)
+    batch = with_inputs(build(BatchConfig, settings), input_arguments)
     engine, defaults = engine_config(settings, None), build(RowDefaults, settings)
+    if launcher == "slurm" or (launcher == "auto" and _as_job(batch)):
+        _submit(ctx, batch, settings, engine)
+        return
+    if engine.parallel.node_rank > 0:
+        from hpcserve.engine.node_agent import run_agent
+
+        ctx.exit(run_agent(engine))
     # Here and not above: `--help` and a mistake in the options must not wait for it.
     from hpcserve.batch import client_engine
     from hpcserve.batch.run import run_batch
@@ -100,7 +127,27 @@ def command(ctx: click.Context, /, input_arguments: tuple[str, ...], **_: Any) -
         ctx.exit(EXIT_FAILED_ROWS)
 
 
-def _with_inputs(batch: BatchConfig, arguments: tuple[str, ...]) -> BatchConfig:
+def _as_job(batch: BatchConfig) -> bool:
+    """SLURM is here, we are in no allocation of it, and the files are files that nodes can see."""
+    from hpcserve.launcher import slurm_query
+    from hpcserve.launcher.environment import inside_allocation
+
+    here = "-" in (*batch.inputs, batch.output) or inside_allocation()
+    return not here and slurm_query.is_here()
+
+
+def _submit(
+    ctx: click.Context, batch: BatchConfig, settings: Mapping[str, Setting], engine: EngineConfig
+) -> None:
+    from hpcserve.cli import _submission as submission
+    from hpcserve.launcher.plan.check import refuse_what_cannot_fit
+
+    request = submission.batch_request(ctx, batch, settings, engine)
+    refuse_what_cannot_fit(request)
+    submission.say_submitted(request, submission.submit(request, "slurm"))
+
+
+def with_inputs(batch: BatchConfig, arguments: tuple[str, ...]) -> BatchConfig:
     """Inputs stand without a flag, or as `-i`, as `vllm run-batch` takes it."""
     if arguments and batch.inputs and arguments != batch.inputs:
         given = " ".join(arguments)

@@ -25,6 +25,10 @@ def command(ctx: click.Context, /, model_argument: str | None, **_: Any) -> None
     settings = settings_of(ctx, [ServerConfig, *ENGINE_CONFIGS])
     engine, server = engine_config(settings, model_argument), build(ServerConfig, settings)
     # Here and not above: `--help` and a mistake in the options must not wait for it.
+    if engine.parallel.node_rank > 0:
+        from hpcserve.engine.node_agent import run_agent
+
+        ctx.exit(run_agent(engine))
     from hpcserve.server.run import run_server
 
     ctx.exit(run_server(engine, server))

@@ -10,7 +10,7 @@ from typing import Any
 from hpcserve.config.backend import BackendConfig
 from hpcserve.config.cache import CacheConfig
 from hpcserve.config.model import ModelConfig
-from hpcserve.config.option import keyword_names, options_of
+from hpcserve.config.option import keyword_names, off_names, options_of
 from hpcserve.config.parallel import ParallelConfig
 from hpcserve.config.scheduler import SchedulerConfig
 from hpcserve.errors import ConfigError
@@ -18,11 +18,17 @@ from hpcserve.errors import ConfigError
 
 @dataclass(frozen=True)
 class EngineConfig:
+    """dp_rank: which replica this engine is.  worker_endpoint: where it listens for ranks on other
+    nodes. Both are set by whoever starts it, and no options.
+    """
+
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     backend: BackendConfig = field(default_factory=BackendConfig)
+    dp_rank: int = 0
+    worker_endpoint: str | None = None
 
     @classmethod
     def from_options(cls, values: Mapping[str, Any]) -> EngineConfig:
@@ -31,15 +37,12 @@ class EngineConfig:
         Raises ConfigError for an unknown name (with the nearest one) and for one option given
         under two names.
         """
-        known = option_names()
         given: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
         for name, value in values.items():
-            if name not in known:
-                raise ConfigError(unknown_option(name, list(known)))
-            part, field_name = known[name]
-            if field_name in given[part] and given[part][field_name] != value:
+            part, field_name, chosen = _resolve(name, value)
+            if field_name in given[part] and given[part][field_name] != chosen:
                 raise ConfigError(f"option {field_name} is given twice, with different values")
-            given[part][field_name] = value
+            given[part][field_name] = chosen
         return cls(**{part: PARTS[part](**chosen) for part, chosen in given.items()})
 
     def to_options(self) -> dict[str, Any]:
@@ -52,12 +55,10 @@ class EngineConfig:
 
     def replace(self, **values: Any) -> EngineConfig:
         """A copy with some options changed, by any of their names."""
-        known = option_names()
         flat = self.to_options()
         for name, value in values.items():
-            if name not in known:
-                raise ConfigError(unknown_option(name, list(known)))
-            flat[known[name][1]] = value
+            _, field_name, chosen = _resolve(name, value)
+            flat[field_name] = chosen
         return EngineConfig.from_options(flat)
 
 
@@ -78,6 +79,18 @@ def option_names() -> dict[str, tuple[str, str]]:
             for name in keyword_names(declared, its_option):
                 found[name] = (part, declared.name)
     return found
+
+
+def _resolve(name: str, value: Any) -> tuple[str, str, Any]:
+    """(part, field name, value) of a keyword in either dialect, off-names included."""
+    known = option_names()
+    if name in known:
+        return (*known[name], value)
+    for part, config in PARTS.items():
+        for declared, its_option in options_of(config):
+            if name in off_names(its_option):
+                return part, declared.name, not value
+    raise ConfigError(unknown_option(name, list(known)))
 
 
 def unknown_option(name: str, known: list[str]) -> str:

@@ -71,10 +71,27 @@ class Declared:
 def declared_in(configs: Sequence[type[Any]]) -> Iterator[Declared]:
     """Every option of these dataclasses, in order."""
     for config in configs:
-        types = typing.get_type_hints(config)
-        for field, its_option in options_of(config):
-            names = tuple(keyword_names(field, its_option))
-            yield Declared(field.name, types[field.name], field.default, its_option, names)
+        if config not in _DECLARED:
+            _DECLARED[config] = _read_declarations(config)
+        yield from _DECLARED[config]
+
+
+#: Reading the types of a dataclass takes a while, and several commands share them.
+_DECLARED: dict[type[Any], tuple[Declared, ...]] = {}
+
+
+def _read_declarations(config: type[Any]) -> tuple[Declared, ...]:
+    types = typing.get_type_hints(config)
+    return tuple(
+        Declared(
+            field.name,
+            types[field.name],
+            field.default,
+            its_option,
+            tuple(keyword_names(field, its_option)),
+        )
+        for field, its_option in options_of(config)
+    )
 
 
 def resolve(

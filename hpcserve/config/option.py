@@ -53,3 +53,8 @@ def keyword_names(field: dataclasses.Field[Any], declared: Option) -> list[str]:
     """Every keyword that means this field: its own name and each flag's, with underscores."""
     spelled = [flag.lstrip("-").replace("-", "_") for flag in declared.flags]
     return list(dict.fromkeys([field.name, *spelled]))
+
+
+def off_names(declared: Option) -> list[str]:
+    """Every keyword that, when true, means the field is False: `disable_radix_cache`."""
+    return [flag.lstrip("-").replace("-", "_") for flag in declared.off_flags]

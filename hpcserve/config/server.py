@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hpcserve.config.option import option
+from hpcserve.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,16 @@ class ServerConfig:
     served_model_name: str | None = option(
         None, "--served-model-name", help="the name clients use; default: the model's folder name"
     )
+    api_workers: int = option(
+        1,
+        "--api-workers",
+        "--api-server-count",
+        help="HTTP processes that share the port and the engine",
+    )
     drain_timeout_s: float = option(
         30.0, "--drain-timeout", help="seconds that running requests get after Ctrl-C or SIGTERM"
     )
+
+    def __post_init__(self) -> None:
+        if self.api_workers < 1:
+            raise ConfigError(f"api_workers is {self.api_workers}; it must be at least 1")

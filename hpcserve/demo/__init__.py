@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["tiny_chat_path"]
+__all__ = ["MODEL_NAME", "tiny_chat_path"]
+
+MODEL_NAME = "tiny-chat"
 
 
 def tiny_chat_path() -> Path:

@@ -31,13 +31,13 @@ marks, single spaces."""
 def train_tokenizer(seed: int, conversations: int = 20_000) -> Tokenizer:
     """Train on the first ``conversations`` of the training stream of ``seed``."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(_PIECES), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(_SPECIAL) - len(_VISIBLE),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),

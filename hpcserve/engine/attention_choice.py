@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import logging
+
 import torch
 
 from hpcserve import registry
 from hpcserve.attention.base import AttentionBackend, AttentionCaps
+from hpcserve.engine.flashinfer_modules import (
+    missing_modules,
+    module_folders,
+    needed_modules,
+    use_own_aot_folder,
+)
 from hpcserve.errors import ConfigError
 from hpcserve.log import get_logger
 
@@ -32,10 +42,19 @@ def choose_attention(
     for candidate in PREFERENCE:
         if candidate not in present:
             continue
+        if candidate == "flashinfer" and (lacks := _uncompiled(device, head_dim, dtype)):
+            _log.info(
+                "attention backend flashinfer is left out: %d of its modules for this model are not "
+                "compiled, which takes minutes; `hpcserve kernels build` does it ahead",
+                len(lacks),
+            )
+            continue
         try:
             found = _load(candidate)
         except ImportError as error:
-            _log.info("attention backend %s is left out: %s", candidate, error)
+            # On a CPU nobody misses it.
+            level = logging.INFO if device.type == "cuda" else logging.DEBUG
+            _log.log(level, "attention backend %s is left out: %s", candidate, error)
             continue
         reason = cannot(found.caps, device, page_size, head_dim, dtype)
         if reason is None:
@@ -45,6 +64,15 @@ def choose_attention(
         f"no attention backend runs heads of {head_dim} in {dtype} on {device.type} "
         f"with pages of {page_size}"
     )
+
+
+def _uncompiled(device: torch.device, head_dim: int, dtype: torch.dtype) -> list[str]:
+    """Modules that flashinfer would compile first; [] where it is not there or has no part."""
+    if device.type != "cuda" or importlib.util.find_spec("flashinfer") is None:
+        return []
+    hopper = torch.cuda.get_device_capability(device) == (9, 0)
+    names = needed_modules(head_dim=head_dim, dtype=dtype, hopper=hopper)
+    return missing_modules(names, module_folders()) if names else []
 
 
 def cannot(
@@ -67,5 +95,7 @@ def cannot(
 
 
 def _load(name: str) -> type[AttentionBackend]:
+    if name == "flashinfer":
+        use_own_aot_folder(importlib.import_module("flashinfer.jit.env"))
     found: type[AttentionBackend] = registry.load(_PACKAGE, name).EntryClass
     return found

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -17,10 +18,15 @@ import numpy as np
 
 from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
+from hpcserve.distributed.topology import Topology
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
+from hpcserve.engine.nodes import Nodes
 from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
+from hpcserve.engine.replica import Replica
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
-from hpcserve.engine.supervisor import CORE_MODULE, CoreProcess, exit_reason, start_error
+from hpcserve.engine.router import PrefixRouter
+from hpcserve.engine.supervisor import CORE_MODULE, start_error
+from hpcserve.engine.supported_layout import check_layout
 from hpcserve.errors import (
     ContextLengthError,
     EngineDeadError,
@@ -29,8 +35,7 @@ from hpcserve.errors import (
     HpcserveError,
     InvalidParameterError,
 )
-from hpcserve.ipc.channel import FrontendChannel
-from hpcserve.ipc.endpoints import Endpoint, OwnedEndpoint, create_endpoint
+from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.ipc.messages import (
     AbortRequests,
     ControlReply,
@@ -44,24 +49,48 @@ from hpcserve.ipc.messages import (
     RequestFailed,
     SchedulerStats,
 )
+from hpcserve.log import get_logger
 from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
+from hpcserve.scheduler.lockstep import total_stats
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 # Faces import the engine from here alone.
 __all__ = ["CORE_MODULE", "EngineClient", "RequestStream"]
 
+logger = get_logger(__name__)
+
 _CONTROL_TIMEOUT_S = 30.0
-#: The core's last words travel by another way than the news of its end: they may come later.
+_DRAIN_POLL_S = 0.05
+#: A core's last words travel by another way than the news of its end: they may come later.
 _LAST_WORDS_S = 0.2
+#: Longest pause before a replica that keeps dying is started once more.
+_RESTART_MOST_S = 60.0
+
+
+class _Call:
+    """A control request that several replicas answer."""
+
+    def __init__(self, done: asyncio.Future[list[ControlReply]], asked: set[int]) -> None:
+        self.done = done
+        self._missing = asked
+        self._replies: list[ControlReply] = []
+
+    def answer(self, index: int, reply: ControlReply) -> None:
+        self._replies.append(reply)
+        self.give_up(index)
+
+    def give_up(self, index: int) -> None:
+        """This replica's answer is here, or will not come."""
+        self._missing.discard(index)
+        if not self._missing and not self.done.done():
+            self.done.set_result(self._replies)
 
 
 class EngineClient:
     """Made by `start` (a core of its own) or `connect` (a core that runs)."""
 
-    def __init__(
-        self, endpoint: Endpoint, tokenizer: Tokenizer, config: EngineConfig | None = None
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.dead: EngineDeadError | None = None
@@ -72,15 +101,21 @@ class EngineClient:
         self._processor = OutputProcessor()
         self._streams: dict[str, RequestStream] = {}
         self._names = itertools.count()
-        self._calls: dict[int, asyncio.Future[ControlReply]] = {}
+        #: Name of a request -> the replica that works on it.
+        self._homes: dict[str, Replica] = {}
+        #: By call: the answers so far, of how many replicas.
+        self._calls: dict[int, _Call] = {}
         self._call_ids = itertools.count()
         self._admits = True
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._process: CoreProcess | None = None
-        self._owned: OwnedEndpoint | None = None
-        self._channel = FrontendChannel(endpoint, self._on_message)
+        self._replicas: list[Replica] = []
+        self._router = PrefixRouter()
+        self._nodes: Nodes | None = None
+        self._module = CORE_MODULE
+        self._restarts: set[asyncio.Task[None]] = set()
+        self._num_restarts: Counter[int] = Counter()
 
     # ------------------------------------------------------------ life
 
@@ -93,15 +128,19 @@ class EngineClient:
         module: str = CORE_MODULE,
         timeout_s: float | None = None,
     ) -> EngineClient:
-        """Start a core process and wait until it answers.
+        """Start a core process for each replica and wait until they answer.
 
         Raises EngineStartError, or ModelError where the model is to blame.
         """
-        owned = create_endpoint()
-        client = cls(owned.endpoint, tokenizer, config)
-        client._owned = owned
+        check_layout(config)
+        client = cls(tokenizer, config)
+        client._module = module
         try:
-            client._attach(CoreProcess.spawn(config, owned.endpoint, module=module))
+            if config.parallel.nnodes > 1:
+                client._nodes = Nodes(config, client._on_node_lost, client._on_core_ended)
+                await client._nodes.wait()
+            for index in range(config.parallel.num_cores):
+                client._replicas.append(await client._spawn(index))
             await client._wait_ready(timeout_s)
         except BaseException:
             await client.close()
@@ -129,8 +168,9 @@ class EngineClient:
         timeout_s: float | None = None,
     ) -> EngineClient:
         """Use a core that somebody else started, and leave it running afterwards."""
-        client = cls(endpoint, tokenizer, config)
+        client = cls(tokenizer, config)
         try:
+            client._replicas.append(Replica(0, endpoint, client._on_message, owns_core=False))
             await client._wait_ready(timeout_s)
         except BaseException:
             await client.close()
@@ -139,8 +179,13 @@ class EngineClient:
 
     @property
     def ready(self) -> Ready:
-        """What the core said of itself: context length, vocabulary, size of the KV cache."""
+        """What the first core said of itself: context length, vocabulary, size of the KV cache."""
         return self._ready.result()
+
+    @property
+    def replicas(self) -> list[Replica]:
+        """The engine's replicas, as they are now."""
+        return list(self._replicas)
 
     @property
     def is_alive(self) -> bool:
@@ -169,14 +214,12 @@ class EngineClient:
             return
         self._closed = True
         self._fail_all(EngineDeadError("the engine was closed"))
-        if self._process is not None and self.dead is None and self._ready.done():
-            self._channel.send(ControlRequest(next(self._call_ids), "shutdown"))
-        self._channel.close()
-        if self._process is not None:
-            stop = self._process.stop if self._ready.done() else self._process.kill
-            await asyncio.to_thread(stop)
-        if self._owned is not None:
-            self._owned.remove()
+        for task in self._restarts:
+            task.cancel()
+        shutdown = ControlRequest(next(self._call_ids), "shutdown")
+        await asyncio.gather(*(replica.close(shutdown) for replica in self._replicas))
+        if self._nodes is not None:
+            self._nodes.close()
         if self._ready.done() and not self._ready.cancelled():
             self._ready.exception()  # seen: whoever waited was told
 
@@ -203,12 +246,15 @@ class EngineClient:
             raise InvalidParameterError("rid", f"{name!r} is running already")
         request = OpenRequest(name, prompt_token_ids, params, self.tokenizer, streams=streams)
         stream = RequestStream(request, self._close_request)
+        replica = self._choose(ids)
+        self._homes[name] = replica
+        replica.num_open += 1
         self._streams[name] = stream
         self._idle.clear()
         now_s = time.time()
         for answer in self._processor.open(request):
             child = params_of_answer(params, answer.index)
-            self._channel.send(EngineCoreRequest(answer.request_id, ids, child, priority, now_s))
+            replica.send(EngineCoreRequest(answer.request_id, ids, child, priority, now_s))
         return stream
 
     async def generate(
@@ -288,55 +334,104 @@ class EngineClient:
     # ------------------------------------------------------------ control
 
     async def stats(self) -> SchedulerStats:
-        reply = await self._call("stats")
-        if reply.stats is None:
+        """Gauges and counters, summed over the replicas that live."""
+        stats = [reply.stats for reply in await self._call("stats") if reply.stats is not None]
+        if not stats:
             raise EngineError("the engine gave no statistics")
-        return reply.stats
+        return total_stats(stats)
+
+    async def drain_replica(self, index: int) -> None:
+        """Give a replica no more requests and wait until its open ones have ended.
+
+        Raises EngineError where no other would take requests.
+        """
+        replica = self._replicas[index]
+        if not any(one.takes_requests for one in self._replicas if one is not replica):
+            raise EngineError(f"replica {index} is the only one that takes requests")
+        replica.draining = True
+        while replica.num_open and replica.dead is None:
+            await asyncio.sleep(_DRAIN_POLL_S)
+
+    def resume_replica(self, index: int) -> None:
+        """Give a drained replica requests again."""
+        self._replicas[index].draining = False
 
     async def flush_cache(self) -> None:
         """Drop every page of the KV cache that no request uses."""
         await self._call("flush_cache")
 
-    async def _call(self, kind: str) -> ControlReply:
+    async def _call(self, kind: str) -> list[ControlReply]:
+        """Ask every replica that lives; one that ends meanwhile is not waited for."""
         self._check_alive()
         call_id = next(self._call_ids)
-        self._calls[call_id] = self._loop.create_future()
-        self._channel.send(ControlRequest(call_id, kind))
+        asked = {one.index for one in self._replicas if one.ready is not None and one.dead is None}
+        call = self._calls[call_id] = _Call(self._loop.create_future(), asked)
+        for index in sorted(asked):
+            self._replicas[index].send(ControlRequest(call_id, kind))
         try:
-            reply = await asyncio.wait_for(self._calls[call_id], _CONTROL_TIMEOUT_S)
+            replies = await asyncio.wait_for(call.done, _CONTROL_TIMEOUT_S)
         except asyncio.TimeoutError:
             raise EngineError(
                 f"the engine did not answer {kind} in {_CONTROL_TIMEOUT_S:.0f} s"
             ) from None
         finally:
             del self._calls[call_id]
-        if reply.error is not None:
-            raise EngineError(f"{kind}: {reply.error}")
-        return reply
+        for reply in replies:
+            if reply.error is not None:
+                raise EngineError(f"{kind}: {reply.error}")
+        return replies
 
     # ------------------------------------------------------------ inside
 
-    def _on_message(self, message: CoreMessage) -> None:
+    async def _spawn(self, index: int) -> Replica:
+        """Start a replica's core, here or on the node where its first rank is."""
+        topology = Topology(self.config.parallel)
+        if self._nodes is not None and topology.core_node(index) > 0:
+            return Replica(index, await self._nodes.start_core(index), self._on_message)
+        workers = None
+        if self._nodes is not None and topology.spans_nodes(index):
+            workers = self._nodes.start_workers()
+        return Replica.spawn(
+            index, self.config, self._on_message, module=self._module, workers=workers
+        )
+
+    def _on_node_lost(self, node_rank: int, host: str) -> None:
+        topology = Topology(self.config.parallel)
+        for replica in list(self._replicas):
+            nodes = {topology.place(rank).node_rank for rank in topology.replica(replica.index)}
+            if node_rank in nodes:
+                replica.lost(f"node {node_rank} ({host}) is gone")
+
+    def _on_core_ended(self, dp_rank: int, exit_code: int, reason: str) -> None:
+        self._loop.call_later(_LAST_WORDS_S, self._replicas[dp_rank].lost, reason, exit_code)
+
+    def _choose(self, ids: Int32Array) -> Replica:
+        loads = {one.index: one.num_open for one in self._replicas if one.takes_requests}
+        if not loads:
+            raise EngineError("no replica takes requests at the moment; try again later")
+        return self._replicas[self._router.choose(ids, loads)]
+
+    def _on_message(self, replica: Replica, message: CoreMessage) -> None:
         if isinstance(message, EngineCoreOutputs):
             stopped = self._processor.process(message)
             if stopped:
-                self._channel.send(AbortRequests(stopped))
+                replica.send(AbortRequests(stopped))
             self._forget_finished()
         elif isinstance(message, RequestFailed):
             self._on_failed(message)
         elif isinstance(message, ControlReply):
-            call = self._calls.get(message.call_id)
-            if call is not None and not call.done():
-                call.set_result(message)
+            if (call := self._calls.get(message.call_id)) is not None:
+                call.answer(replica.index, message)
         elif isinstance(message, Ready):
-            if not self._ready.done():
-                self._ready.set_result(message)
+            if not self._ready.done() and all(one.ready is not None for one in self._replicas):
+                self._ready.set_result(self._replicas[0].ready or message)
         else:
-            self._on_dead(message)
+            self._on_dead(replica, message)
 
     def _forget_finished(self) -> None:
         for name in self._processor.take_finished():
             del self._streams[name]
+            self._homes.pop(name).num_open -= 1
         if not self._streams:
             self._idle.set()
 
@@ -348,12 +443,17 @@ class EngineClient:
 
     def _close_request(self, stream: RequestStream, error: HpcserveError | None = None) -> None:
         running = self._processor.close(stream.request, error)
-        if running and self.dead is None and not self._closed:
-            self._channel.send(AbortRequests(running))
+        if running and not self._closed and (home := self._homes.get(stream.request.name)):
+            home.send(AbortRequests(running))
         self._forget_finished()
 
-    def _on_dead(self, message: EngineDead) -> None:
+    def _on_dead(self, replica: Replica, message: EngineDead) -> None:
+        """A replica that served is started again while others serve; else it is the end."""
         if self.dead is not None or self._closed:
+            return
+        others = any(one.ready and not one.dead for one in self._replicas)
+        if self._ready.done() and others:
+            self._replace(replica, message)
             return
         self.dead = EngineDeadError(f"the engine is gone ({message.role}): {message.reason}")
         self.died.set()
@@ -361,29 +461,38 @@ class EngineClient:
             self._ready.set_exception(start_error(message))
         self._fail_all(self.dead)
 
+    def _replace(self, replica: Replica, message: EngineDead) -> None:
+        text = f"replica {replica.index} is gone ({message.role}): {message.reason}"
+        logger.error("%s; the others go on, it is started again", text)
+        for name in [name for name, home in self._homes.items() if home is replica]:
+            self._processor.close(self._streams[name].request, EngineDeadError(text))
+        self._forget_finished()
+        for call in self._calls.values():
+            call.give_up(replica.index)
+        self._router.forget(replica.index)
+        task = asyncio.ensure_future(self._restart(replica))
+        self._restarts.add(task)
+        task.add_done_callback(self._restarts.discard)
+
+    async def _restart(self, gone: Replica) -> None:
+        """Put a new core in the place of one that is gone, after a pause that grows."""
+        self._num_restarts[gone.index] += 1
+        pause_s = min(_RESTART_MOST_S, 0.1 * 4 ** (self._num_restarts[gone.index] - 1))
+        await gone.close(ControlRequest(next(self._call_ids), "shutdown"))
+        await asyncio.sleep(pause_s)
+        self._replicas[gone.index] = await self._spawn(gone.index)
+
     def _fail_all(self, error: EngineDeadError) -> None:
         for stream in list(self._streams.values()):
             self._processor.close(stream.request, EngineDeadError(str(error)))
         self._forget_finished()
         for call in self._calls.values():
-            if not call.done():
-                call.set_exception(EngineDeadError(str(error)))
+            if not call.done.done():
+                call.done.set_exception(EngineDeadError(str(error)))
 
     def _check_alive(self) -> None:
         if self.dead is not None:
             raise EngineDeadError(str(self.dead))
-
-    def _attach(self, process: CoreProcess) -> None:
-        self._process = process
-
-        def on_exit(exit_code: int) -> None:
-            dead = EngineDead("core", exit_reason(exit_code), exit_code if exit_code > 0 else 1)
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(
-                    self._loop.call_later, _LAST_WORDS_S, self._on_dead, dead
-                )
-
-        process.on_exit(on_exit)
 
     async def _wait_ready(self, timeout_s: float | None) -> None:
         limit_s = envs.HPCSERVE_START_TIMEOUT_S.get() if timeout_s is None else timeout_s

@@ -7,13 +7,17 @@ import signal
 import sys
 import time
 from collections import deque
+from dataclasses import replace
+from pathlib import Path
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.core_outputs import by_frontend
 from hpcserve.engine.executor import Executor, StepHandle
+from hpcserve.engine.router import PrefixRouter
 from hpcserve.engine.step_log import StepLog
-from hpcserve.errors import ConfigError, HpcserveError
+from hpcserve.errors import HpcserveError
 from hpcserve.ipc.channel import CoreChannel
+from hpcserve.ipc.endpoints import folder_of
 from hpcserve.ipc.messages import (
     AbortRequests,
     ControlReply,
@@ -27,12 +31,14 @@ from hpcserve.ipc.messages import (
 from hpcserve.kvcache.no_reuse import NoReuse
 from hpcserve.kvcache.radix import RadixCache
 from hpcserve.log import get_logger
+from hpcserve.scheduler.lockstep import LockstepScheduler
 from hpcserve.scheduler.scheduler import Scheduler
 
 logger = get_logger(__name__)
 
 #: An idle core looks up this often, only to notice a signal; requests wake it at once.
 _IDLE_POLL_MS = 1000
+_SEED_STRIDE = 1_000_003
 
 
 class EngineCore:
@@ -44,17 +50,31 @@ class EngineCore:
         reuse = config.cache.enable_radix_cache
         self._executor = executor
         self._channel = channel
-        self._scheduler = Scheduler(
-            config.scheduler,
-            RadixCache(page_size) if reuse else NoReuse(page_size),
-            info.num_pages,
-            context_length=info.context_length,
-            eos_token_ids=info.eos_token_ids,
-        )
+        # Replicas draw different seeds for requests that bring none.
+
+        def scheduler_of(dp_rank: int) -> Scheduler:
+            seed = config.scheduler.random_seed + _SEED_STRIDE * dp_rank
+            return Scheduler(
+                replace(config.scheduler, random_seed=seed),
+                RadixCache(page_size) if reuse else NoReuse(page_size),
+                info.num_pages,
+                context_length=info.context_length,
+                eos_token_ids=info.eos_token_ids,
+                num_micro_batches=config.parallel.pp_size,
+            )
+
+        together = config.parallel.enable_dp_attention
+        self._scheduler: Scheduler | LockstepScheduler = scheduler_of(config.dp_rank)
+        if together:
+            replicas = [scheduler_of(dp_rank) for dp_rank in range(config.parallel.dp_size)]
+            self._scheduler = LockstepScheduler(replicas, PrefixRouter().choose)
         overlap = config.scheduler.enable_overlap
         if overlap is None:
-            overlap = not info.device.startswith("cpu")
+            overlap = not info.device.startswith("cpu") and not together
         self._depth = 2 if overlap else 1
+        # Every stage has a micro-batch, and one more is on its way.
+        if config.parallel.pp_size > 1:
+            self._depth = config.parallel.pp_size + 1
         self._in_flight: deque[StepHandle] = deque()
         self._log = StepLog(self._scheduler)
         self._stopping = False
@@ -83,7 +103,6 @@ class EngineCore:
         while not self._stopping:
             self._receive()
             self._step()
-        self._executor.shutdown()
 
     def stop(self) -> None:
         """Leave `run` after the current step."""
@@ -96,6 +115,7 @@ class EngineCore:
             self._log.on_idle()
             self._last_end_s = None
         self._was_busy = busy
+        self._executor.check()
         for frontend, message in self._channel.receive(0 if busy else _IDLE_POLL_MS):
             self._handle(frontend, message)
 
@@ -153,26 +173,42 @@ def run_core(config: EngineConfig, endpoint: str) -> None:
     # Ctrl-C reaches the whole process group; the frontend drains first and then tells us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _raise_exit)
+    executor: Executor | None = None
     try:
-        EngineCore(config, make_executor(config), channel).run()
+        executor = make_executor(config, folder_of(endpoint))
+        EngineCore(config, executor, channel).run()
     except HpcserveError as error:
         channel.broadcast(EngineDead("core", str(error), error.exit_code))
+        _last_words(executor, error)
         sys.exit(error.exit_code)
     except Exception as error:
         logger.exception("the engine core failed")
         channel.broadcast(EngineDead("core", f"{type(error).__name__}: {error}"))
+        _last_words(executor, error)
         sys.exit(1)
+    except BaseException:  # SIGTERM
+        if executor is not None:
+            executor.shutdown()
+        raise
+    else:
+        executor.shutdown()
     finally:
         channel.close()
 
 
-def make_executor(config: EngineConfig) -> Executor:
-    """The workers for this layout."""
-    if config.parallel.world_size > 1:
-        raise ConfigError(
-            f"{config.parallel.world_size} GPUs are asked for (TP x PP x DP), but this version "
-            "runs on one; leave --tp, --pp and --dp at 1"
-        )
+def _last_words(executor: Executor | None, error: Exception) -> None:
+    """End the workers, then say why: the last line of the log is the reason."""
+    if executor is not None:
+        executor.shutdown()
+    logger.error("the engine ends: %s", error)
+
+
+def make_executor(config: EngineConfig, folder: Path | None = None) -> Executor:
+    """The workers of one replica.  folder: where sockets of theirs may stand."""
+    if config.parallel.replica_size > 1 or config.parallel.enable_dp_attention:
+        from hpcserve.engine.executor_mp import MpExecutor
+
+        return MpExecutor(config, folder=folder)
     from hpcserve.engine.executor_inproc import InprocExecutor
 
     return InprocExecutor(config)

@@ -5,20 +5,18 @@ Started by supervisor.CoreProcess, never by hand.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-import select
 import sys
-import threading
 from collections.abc import Callable
 
 from hpcserve.config.engine import EngineConfig
+from hpcserve.engine import lifeline
 from hpcserve.errors import HpcserveError
 from hpcserve.log import get_logger, setup_logging
 
 logger = get_logger(__name__)
-
-_WATCH_PERIOD_S = 1.0
 
 
 def main() -> None:
@@ -38,22 +36,16 @@ def run_order(run: Callable[[EngineConfig, str], None]) -> None:
     if not line:
         sys.exit("no order came: this program is started by hpcserve itself")
     order = json.loads(line)
-    threading.Thread(target=_watch, args=(parent,), name="lifeline", daemon=True).start()
+    lifeline.hold(parent)
     try:
-        run(EngineConfig.from_options(order["options"]), order["endpoint"])
+        config = EngineConfig.from_options(order["options"])
+        config = dataclasses.replace(
+            config, dp_rank=order.get("dp_rank", 0), worker_endpoint=order.get("workers")
+        )
+        run(config, order["endpoint"])
     except HpcserveError as error:
         logger.error("%s", error)
         sys.exit(error.exit_code)
-
-
-def _watch(parent: int) -> None:
-    # The pipe may outlive the parent in a process that it forked; its pid cannot.
-    stdin = sys.stdin.fileno()
-    while os.getppid() == parent:
-        readable, _, _ = select.select([stdin], [], [], _WATCH_PERIOD_S)
-        if readable and not os.read(stdin, 1):
-            break
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def ladder(max_rows: int) -> list[int]:
 class DecodeOutputs:
     """In the graph's own memory: valid until the next replay.
 
-    logits: [num_rows, vocab_size].  slots: int64[num_rows].  positions: int64[num_rows], where
+    logits: [num_rows, vocab_size]; of a stage that is not the last, hidden states
+    [num_rows, hidden_size].  slots: int64[num_rows].  positions: int64[num_rows], where
     the token that is sampled from the logits stands.
     """
 
@@ -55,7 +56,11 @@ class _Captured:
 
 
 class DecodeGraphs:
-    """max_rows: rows of the largest graph; larger steps run eagerly."""
+    """max_rows: rows of the largest graph; larger steps run eagerly.
+
+    received: [max_rows, hidden_size] on a stage that is not the first, where the graphs read what
+    the stage before sent.  makes_logits: False on a stage that is not the last.
+    """
 
     def __init__(
         self,
@@ -65,8 +70,12 @@ class DecodeGraphs:
         backend: AttentionBackend,
         batch: InputBatch,
         max_rows: int,
+        received: torch.Tensor | None = None,
+        makes_logits: bool = True,
     ) -> None:
         self._model = model
+        self._received = received
+        self._makes_logits = makes_logits
         self._pool = pool
         self._backend = backend
         self._batch = batch
@@ -83,8 +92,16 @@ class DecodeGraphs:
         for size in reversed(self._sizes):
             self._capture(size)
 
-    def run(self, slots: Int32Array, num_computed: Int32Array) -> DecodeOutputs:
-        """A step of decode rows: at most `max_rows` slots, their histories' lengths."""
+    def run(
+        self,
+        slots: Int32Array,
+        num_computed: Int32Array,
+        received: torch.Tensor | None = None,
+    ) -> DecodeOutputs:
+        """A step of decode rows: at most `max_rows` slots, their histories' lengths.
+
+        received: [num_rows, hidden_size] of the stage before, on all stages but the first.
+        """
         rows = len(slots)
         size = self._sizes[bisect.bisect_left(self._sizes, rows)]
         host = np.zeros((2, size), np.int32)
@@ -95,6 +112,8 @@ class DecodeGraphs:
         lengths[:rows] = num_computed + 1
         self._backend.replay_plan(lengths)
         captured = self._graphs[size]
+        if self._received is not None and received is not None:
+            self._received[:rows].copy_(received)
         captured.inputs.copy_(torch.from_numpy(host).pin_memory(), non_blocking=True)
         captured.graph.replay()
         out = captured.outputs
@@ -110,7 +129,9 @@ class DecodeGraphs:
             self._forward(inputs)
         torch.cuda.current_stream(self._batch.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        # NCCL's own threads look at their events meanwhile, which is no part of the capture.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode=mode):
             outputs = self._forward(inputs)
         self._graphs[size] = _Captured(graph, inputs, outputs)
 
@@ -136,5 +157,8 @@ class DecodeGraphs:
         )
         self._backend.capture_plan(meta)
         ctx = ForwardContext(meta, self._backend, self._pool.layers)
-        logits = self._model.compute_logits(self._model(input_ids, positions, ctx))
+        embeds = None if self._received is None else self._received[:size]
+        logits = self._model(input_ids, positions, ctx, input_embeds=embeds)
+        if self._makes_logits:
+            logits = self._model.compute_logits(logits)
         return DecodeOutputs(logits, slots.long(), seq_lens.long())

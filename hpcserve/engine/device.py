@@ -21,13 +21,19 @@ _DTYPES = {
 def resolve_device(config: BackendConfig, index: int = 0) -> torch.device:
     """The device of `config`; GPU number `index` where it is one.
 
-    Raises ConfigError where a GPU is asked for and torch sees none.
+    Raises ConfigError where a GPU is asked for and torch sees none, or too few.
     """
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
         raise ConfigError("--device cuda: torch sees no GPU here; use --device cpu or auto")
     if config.device == "cpu" or not has_gpu:
         return torch.device("cpu")
+    if index >= torch.cuda.device_count():
+        raise ConfigError(
+            f"this node needs at least {index + 1} GPUs for its ranks, but torch sees "
+            f"{torch.cuda.device_count()} (CUDA_VISIBLE_DEVICES may hide some); lower --tp, --pp or "
+            "--dp, or spread them with --nnodes"
+        )
     return torch.device("cuda", index)
 
 
@@ -46,9 +52,14 @@ def resolve_dtype(asked: str, checkpoint_dtype: str, device: torch.device) -> to
     return _DTYPES[name]
 
 
-def cpu_threads(asked: int | None) -> int:
-    """Threads for torch on a CPU: all cores this process may use but one, at least one."""
-    return asked if asked is not None else max(1, len(os.sched_getaffinity(0)) - 1)
+def cpu_threads(asked: int | None, sharers: int = 1) -> int:
+    """Threads for torch on a CPU: this rank's share of the cores but one, at least one.
+
+    sharers: ranks on this node.
+    """
+    if asked is not None:
+        return asked
+    return max(1, (len(os.sched_getaffinity(0)) - 1) // sharers)
 
 
 @contextmanager

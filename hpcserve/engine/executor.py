@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from hpcserve.ipc.messages import ModelRunnerOutput, SchedulerOutput, WorkerInfo
+from hpcserve.ipc.messages import LockstepOutput, ModelRunnerOutput, SchedulerOutput, WorkerInfo
 
 
 class StepHandle(ABC):
@@ -29,8 +29,14 @@ class Executor(ABC):
     info: WorkerInfo
 
     @abstractmethod
-    def submit(self, step: SchedulerOutput) -> StepHandle:
-        """Issue a step. Returns at once where the device works asynchronously."""
+    def submit(self, step: SchedulerOutput | LockstepOutput) -> StepHandle:
+        """Issue a step; of several replicas only where it was made for them.
+
+        Returns at once where the device works asynchronously."""
+
+    def check(self) -> None:
+        """Raise EngineDeadError where a worker is gone; cheap, called between steps."""
+        return  # a worker in this process has no other way to be gone
 
     @abstractmethod
     def shutdown(self) -> None:

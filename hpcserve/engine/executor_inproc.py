@@ -6,24 +6,21 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.executor import Executor, StepHandle
 from hpcserve.engine.worker import Worker
 from hpcserve.errors import ConfigError, EngineDeadError
-from hpcserve.ipc.messages import SchedulerOutput
+from hpcserve.ipc.messages import LockstepOutput, SchedulerOutput
 
 
 class InprocExecutor(Executor):
     """Raises on construction what the worker raises: the model or the options are unusable."""
 
     def __init__(self, config: EngineConfig) -> None:
-        if config.parallel.tp_size * config.parallel.pp_size > 1:
-            raise ConfigError(
-                f"tp_size {config.parallel.tp_size} x pp_size {config.parallel.pp_size}: "
-                "this executor runs one rank"
-            )
+        if config.parallel.replica_size > 1:
+            raise ConfigError(f"{config.parallel.product()}: this executor runs one rank")
         self._worker: Worker | None = Worker(config)
         self.info = self._worker.info
 
-    def submit(self, step: SchedulerOutput) -> StepHandle:
-        if self._worker is None:
-            raise EngineDeadError("the executor was shut down")
+    def submit(self, step: SchedulerOutput | LockstepOutput) -> StepHandle:
+        if self._worker is None or isinstance(step, LockstepOutput):
+            raise EngineDeadError("the executor was shut down, or is of one rank")
         return self._worker.submit(step)
 
     def shutdown(self) -> None:

@@ -55,6 +55,13 @@ class InputBatch:
         self.token_buffer[request.slot, : len(tokens)] = tokens
         self.page_table[request.slot, : len(pages)] = pages
 
+    def learn(self, step: SchedulerOutput) -> None:
+        """Write the tokens that another rank sampled where they will be read."""
+        slots, positions, ids = step.known_slots, step.known_positions, step.known_token_ids
+        if slots is not None and positions is not None and ids is not None and len(slots):
+            on_device = pack_to_device([slots, positions, ids], self.device)
+            self.token_buffer[on_device[0].long(), on_device[1].long()] = on_device[2]
+
     def write_pages(self, step: SchedulerOutput) -> None:
         """Apply the step's changes of page tables."""
         if len(step.new_page_ids):

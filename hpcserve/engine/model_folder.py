@@ -32,6 +32,13 @@ def with_model_folder(config: EngineConfig) -> EngineConfig:
     )
 
 
+def model_name(folder: Path) -> str:
+    """What clients call the model of a folder, where nobody named it: the folder's name."""
+    from hpcserve.demo import MODEL_NAME, tiny_chat_path
+
+    return MODEL_NAME if folder == tiny_chat_path() else folder.name
+
+
 def find_folder(name: str, revision: str | None) -> Path:
     """A folder by its path, or a hub name's folder in the local hub cache (nothing is downloaded)."""
     folder = Path(name).expanduser()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 
 from hpcserve.attention.base import AttentionBackend
+from hpcserve.distributed.parallel_state import PipelineStage, ReplicaGather
 from hpcserve.engine.decode_graphs import DecodeGraphs
 from hpcserve.engine.executor import StepHandle
 from hpcserve.engine.input_batch import InputBatch, StepInputs
@@ -38,8 +40,21 @@ class ModelRunner:
         vocab_size: int,
         eos_token_ids: Iterable[int],
         device: torch.device,
+        stage: PipelineStage = PipelineStage(),
+        hidden_size: int = 0,
+        dtype: torch.dtype = torch.float32,
+        replicas: ReplicaGather | None = None,
     ) -> None:
+        """replicas: those that step together with this one, where experts are shared.
+
+        stage, hidden_size, dtype: what is handed from stage to stage, where there are several."""
         self.model = model
+        self.stage = stage
+        self._replicas = replicas or ReplicaGather()
+        self._hidden_size = hidden_size
+        self._dtype = dtype
+        # What is on its way to the next stage, kept until it has left.
+        self._sending: tuple[torch.Tensor, Any] | None = None
         self.pool = pool
         self.backend = backend
         self.device = device
@@ -67,13 +82,26 @@ class ModelRunner:
     def capture_graphs(self, backend: AttentionBackend, max_rows: int) -> None:
         """Capture decode steps of up to `max_rows` rows, which then attend with `backend`."""
         self._graphs = DecodeGraphs(
-            model=self.model, pool=self.pool, backend=backend, batch=self.batch, max_rows=max_rows
+            model=self.model,
+            pool=self.pool,
+            backend=backend,
+            batch=self.batch,
+            max_rows=max_rows,
+            received=None
+            if self.stage.is_first
+            else torch.zeros(max_rows, self._hidden_size, dtype=self._dtype, device=self.device),
+            makes_logits=self.stage.is_last,
         )
         with torch.inference_mode():
             self._graphs.capture_all()
 
     def _run(self, step: SchedulerOutput) -> StepTensors:
         self.apply(step)
+        if step.replica_tokens is not None:
+            self._replicas.counts = step.replica_tokens
+            if not len(step.slots):
+                for layer in self.model.sparse_layers():
+                    layer.serve_others(self._dtype, self.device)
         graphs = self._graphs
         if graphs is not None and 0 < len(step.slots) == step.num_decodes <= graphs.max_rows:
             return self._replay(graphs, step)
@@ -81,6 +109,9 @@ class ModelRunner:
         if inputs is None:
             return StepTensors(step.step_id, 0, np.zeros(0, dtype=np.int64))
         hidden = self.forward(inputs)
+        if not self.stage.is_last:
+            self._hand_on(hidden)
+            return StepTensors(step.step_id, len(step.slots), np.zeros(0, dtype=np.int64))
         prompts = {}
         if self.prompt_logprobs:
             prompts = self.prompt_logprobs.compute(
@@ -94,13 +125,18 @@ class ModelRunner:
     def _replay(self, graphs: DecodeGraphs, step: SchedulerOutput) -> StepTensors:
         """A step of decodes alone, as a captured graph."""
         self.batch.write_pages(step)
-        out = graphs.run(step.slots, step.num_computed)
+        rows = len(step.slots)
+        received = None if self.stage.is_first else self._take_over(rows)
+        out = graphs.run(step.slots, step.num_computed, received)
+        if not self.stage.is_last:
+            # The next replay writes there, perhaps before this has left.
+            self._hand_on(out.logits.clone())
+            return StepTensors(step.step_id, rows, np.zeros(0, dtype=np.int64))
         token_ids, logprobs = self.sampler.sample(
             out.logits, step.slots, step.num_computed + 1, out.slots, out.positions
         )
         self.batch.store(out.slots, out.positions, token_ids)
-        rows = np.arange(len(step.slots))
-        return StepTensors(step.step_id, len(rows), rows, token_ids, logprobs)
+        return StepTensors(step.step_id, rows, np.arange(rows), token_ids, logprobs)
 
     def apply(self, step: SchedulerOutput) -> None:
         """Free the slots that were released, fill those of new requests."""
@@ -111,17 +147,31 @@ class ModelRunner:
             self.batch.add(request)
             self.sampler.add(request)
             self.prompt_logprobs.add(request)
+        self.batch.learn(step)
 
     def _release(self, slot: int) -> None:
         self.sampler.release(slot)
         self.prompt_logprobs.release(slot)
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:
-        """Hidden states of every token of the step, [num_tokens, hidden_size]."""
+        """Hidden states of every token of the step after this stage, [num_tokens, hidden_size]."""
         self.backend.plan(inputs.meta)
         ctx = ForwardContext(inputs.meta, self.backend, self.pool.layers)
-        hidden: torch.Tensor = self.model(inputs.input_ids, inputs.meta.positions, ctx)
+        received = None if self.stage.is_first else self._take_over(len(inputs.input_ids))
+        hidden: torch.Tensor = self.model(
+            inputs.input_ids, inputs.meta.positions, ctx, input_embeds=received
+        )
         return hidden
+
+    def _take_over(self, num_tokens: int) -> torch.Tensor:
+        """[num_tokens, hidden_size] from the stage before."""
+        return self.stage.receive((num_tokens, self._hidden_size), self._dtype, self.device)
+
+    def _hand_on(self, hidden: torch.Tensor) -> None:
+        if self._sending is not None:
+            self._sending[1].wait()
+        hidden = hidden.contiguous()
+        self._sending = (hidden, self.stage.send(hidden))
 
     def _sample(
         self, inputs: StepInputs, hidden: torch.Tensor

@@ -47,6 +47,20 @@ class RequestStream:
         """All of a request that does not stream."""
         return await self.__anext__()
 
+    def listen(self, on_news: Callable[[], None]) -> None:
+        """Instead of iterating: call `on_news` when `take` has something, not again until it took
+        it. It runs while a step is taken in, and must not take from within."""
+        self.request.notify = on_news
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error, which `take` raises after the last news."""
+        return self.request.error is not None
+
+    def take(self) -> RequestOutput | None:
+        """News that are there now, or None. Raises the request's error once its news are out."""
+        return self.request.take()
+
     def abort(self) -> None:
         """Nobody wants it any more. Its iterator then ends."""
         self._close(self)

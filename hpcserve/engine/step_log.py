@@ -6,6 +6,7 @@ import time
 
 from hpcserve.ipc.messages import SchedulerStats
 from hpcserve.log import get_logger
+from hpcserve.scheduler.lockstep import LockstepScheduler
 from hpcserve.scheduler.scheduler import Scheduler
 
 logger = get_logger(__name__)
@@ -14,7 +15,7 @@ _INTERVAL_S = 10.0
 
 
 class StepLog:
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler | LockstepScheduler) -> None:
         self._scheduler = scheduler
         self._last_s = time.monotonic()
         self._last: SchedulerStats = scheduler.stats()

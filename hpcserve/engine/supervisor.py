@@ -23,6 +23,8 @@ logger = get_logger(__name__)
 CORE_MODULE = "hpcserve.engine.core_main"
 _USAGE_EXIT_CODE = 2
 _KILL_AFTER_S = 5.0
+_WATCH_PERIOD_S = 1.0
+_HALTED_S = 8.0
 
 
 class CoreProcess:
@@ -37,17 +39,28 @@ class CoreProcess:
 
     @classmethod
     def spawn(
-        cls, config: EngineConfig, endpoint: Endpoint, *, module: str = CORE_MODULE
+        cls,
+        config: EngineConfig,
+        endpoint: Endpoint,
+        *,
+        module: str = CORE_MODULE,
+        dp_rank: int = 0,
+        workers: Endpoint | None = None,
     ) -> CoreProcess:
-        """Run `python -m module` with the order on its standard input."""
+        """Run `python -m module` with the order on its standard input.
+
+        dp_rank: which replica it is.  workers: where its ranks on other nodes look for it.
+        """
         process = subprocess.Popen(
             [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=2,  # a core prints nothing, and what a library prints is no output of ours
             start_new_session=True,
-            env=_environment(),
+            env=child_environment(),
         )
-        order = {"endpoint": str(endpoint), "options": config.to_options()}
+        order = {"endpoint": str(endpoint), "options": config.to_options(), "dp_rank": dp_rank}
+        if workers is not None:
+            order["workers"] = str(workers)
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once; its exit code will tell
             process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -58,11 +71,35 @@ class CoreProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def on_exit(self, callback: Callable[[int], None]) -> None:
-        """Call `callback(exit_code)` from another thread when the process ends."""
-        threading.Thread(
-            target=lambda: callback(self._process.wait()), name="core-watch", daemon=True
-        ).start()
+    def on_exit(self, callback: Callable[[int, str], None]) -> None:
+        """Call `callback(exit_code, reason)` from another thread when the process ends.
+
+        One that is halted (SIGSTOP) for _HALTED_S is ended: it would never answer anybody.
+        """
+
+        def watch() -> None:
+            halted_s = 0.0
+            while True:
+                try:
+                    code = self._process.wait(_WATCH_PERIOD_S)
+                except subprocess.TimeoutExpired:
+                    halted_s = halted_s + _WATCH_PERIOD_S if self._is_halted() else 0.0
+                    if halted_s < _HALTED_S:
+                        continue
+                    callback(self.kill(), f"its process was halted for {halted_s:.0f} s")
+                else:
+                    callback(code, exit_reason(code))
+                return
+
+        threading.Thread(target=watch, name="core-watch", daemon=True).start()
+
+    def _is_halted(self) -> bool:
+        import psutil
+
+        try:
+            return bool(psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
+        except psutil.NoSuchProcess:
+            return False
 
     def stop(self, timeout_s: float = _KILL_AFTER_S) -> int:
         """Wait for it to end, then make it. Returns the exit code."""
@@ -107,7 +144,7 @@ def exit_reason(exit_code: int) -> str:
     return f"its process was ended by {name}{hint}"
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The child finds the same hpcserve, and nothing in the current folder hides a library."""
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     root = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@ from hpcserve import registry
 from hpcserve.attention.base import AttentionBackend
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.config.engine import EngineConfig
-from hpcserve.distributed.parallel_state import TensorParallel
+from hpcserve.distributed.process_group import RankState, alone
+from hpcserve.distributed.topology import Topology
 from hpcserve.engine.attention_choice import choose_attention
 from hpcserve.engine.device import (
     cpu_threads,
@@ -22,6 +23,7 @@ from hpcserve.engine.device import (
     resolve_dtype,
 )
 from hpcserve.engine.executor import StepHandle
+from hpcserve.engine.kernel_cache import gpu_arch, use_driver_cache, use_kernel_folder
 from hpcserve.engine.model_runner import ModelRunner
 from hpcserve.engine.pool_size import largest_step, pages_on_cpu, pages_on_gpu
 from hpcserve.errors import ConfigError, UnsupportedModelError
@@ -45,25 +47,31 @@ class Setup:
     context_length: int
     device: torch.device
     dtype: torch.dtype
-    tp: TensorParallel
+    ranks: RankState
 
 
 class Worker:
     """Built ready to run; `info` says what it found. All its errors are one-line HpcserveErrors."""
 
-    def __init__(self, config: EngineConfig, tp: TensorParallel | None = None) -> None:
+    def __init__(self, config: EngineConfig, ranks: RankState | None = None) -> None:
+        """ranks: this one's place among others, which build theirs at the same time."""
         self._timings_s: dict[str, float] = {}
         with self._timed("device"):
-            self.setup = _settle(config, tp or TensorParallel())
+            if ranks is None:
+                place = Topology(config.parallel).place(config.dp_rank)
+                ranks = alone(place)
+            self.setup = _settle(config, ranks)
         with self._timed("weights"):
             model = load_model(self.setup)
         names = self.setup.config.backend
         backend = self._backend(model, names.prefill_attention_backend or names.attention_backend)
         with self._timed("profile"):
-            num_pages = self._num_pages(model, backend)
+            num_pages = ranks.smallest(self._num_pages(model, backend))
         with self._timed("kv_cache"):
             self.runner = self._runner(model, backend, num_pages)
-        if self.setup.device.type == "cuda" and names.enable_cuda_graph:
+        # Replicas that share experts gather as many tokens as the step has, which changes.
+        graphs = names.enable_cuda_graph and not config.parallel.enable_dp_attention
+        if self.setup.device.type == "cuda" and graphs:
             with self._timed("cuda_graphs"):
                 self._capture_graphs(model, backend)
         self.info = WorkerInfo(
@@ -134,6 +142,10 @@ class Worker:
             vocab_size=setup.checkpoint.vocab_size,
             eos_token_ids=setup.checkpoint.eos_token_ids,
             device=setup.device,
+            stage=setup.ranks.model.stage,
+            replicas=setup.ranks.model.experts.replicas,
+            hidden_size=setup.checkpoint.hidden_size,
+            dtype=setup.dtype,
         )
 
     def _num_pages(self, model: CausalLM, backend: AttentionBackend) -> int:
@@ -168,6 +180,9 @@ class Worker:
             page_size=setup.config.cache.page_size,
             vocab_size=setup.checkpoint.vocab_size,
         )
+        if setup.config.parallel.enable_dp_attention:
+            num_tokens = int(step.num_scheduled.sum())
+            step.replica_tokens = [num_tokens] * setup.config.parallel.dp_size
         runner = self._runner(model, backend, num_pages)
         torch.cuda.synchronize(setup.device)
         torch.cuda.reset_peak_memory_stats(setup.device)
@@ -192,7 +207,14 @@ def load_model(setup: Setup) -> CausalLM:
         )
     entry: type[CausalLM] = registry.load("hpcserve.models", checkpoint.model_type).EntryClass
     with torch.inference_mode(), default_dtype_and_device(setup.dtype, setup.device):
-        model = entry(checkpoint, setup.tp, setup.context_length)
+        parallel = setup.ranks.model
+        model = entry(
+            checkpoint,
+            parallel.tp,
+            setup.context_length,
+            stage=parallel.stage,
+            experts=parallel.experts,
+        )
         if config.model.load_format == "dummy":
             fill_dummy_weights(model, config.scheduler.random_seed)
         else:
@@ -200,10 +222,14 @@ def load_model(setup: Setup) -> CausalLM:
     return model.eval()
 
 
-def _settle(config: EngineConfig, tp: TensorParallel) -> Setup:
-    device = resolve_device(config.backend, tp.rank)
+def _settle(config: EngineConfig, ranks: RankState) -> Setup:
+    use_driver_cache()
+    device = resolve_device(config.backend, ranks.place.local_rank)
+    cuda = device.type == "cuda"
+    use_kernel_folder(gpu_arch(torch.cuda.get_device_capability(device)) if cuda else None)
     if device.type == "cpu":
-        torch.set_num_threads(cpu_threads(config.backend.cpu_threads))
+        sharers = config.parallel.ranks_per_node
+        torch.set_num_threads(cpu_threads(config.backend.cpu_threads, sharers))
     else:
         torch.cuda.set_device(device)
     checkpoint = CheckpointConfig.load(resolve_model(config.model.model, config.model.revision))
@@ -213,7 +239,7 @@ def _settle(config: EngineConfig, tp: TensorParallel) -> Setup:
         context_length=_context_length(config.model.context_length, checkpoint),
         device=device,
         dtype=resolve_dtype(config.model.dtype, checkpoint.torch_dtype, device),
-        tp=tp,
+        ranks=ranks,
     )
 
 

@@ -55,23 +55,34 @@ class OwnedEndpoint:
         self.remove()
 
 
-def create_endpoint(parent: Path | None = None) -> OwnedEndpoint:
+def create_endpoint(parent: Path | None = None, *, name: str = _SOCKET_FILE) -> OwnedEndpoint:
     """Make a new endpoint on this machine.
 
     A unix socket in a 0700 folder of `parent` (default: the temporary folder). Job systems like
     long temporary paths, a socket's path must be short: then a port of the loopback device.
     """
-    token = secrets.token_hex(16)
+    token = new_token()
     folder = Path(tempfile.mkdtemp(prefix="hpcserve-", dir=parent))
-    path = folder / _SOCKET_FILE
+    path = folder / name
     if len(str(path).encode()) <= zmq.IPC_PATH_MAX_LEN:
         return OwnedEndpoint(folder, Endpoint(f"ipc://{path}", token))
     folder.rmdir()
-    return OwnedEndpoint(None, Endpoint(f"tcp://127.0.0.1:{_free_port()}", token))
+    return OwnedEndpoint(None, Endpoint(f"tcp://127.0.0.1:{free_port()}", token))
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+def folder_of(endpoint: str) -> Path | None:
+    """The folder of an endpoint that is a socket file, None for a port."""
+    address = Endpoint.parse(endpoint).address
+    return Path(address.removeprefix("ipc://")).parent if address.startswith("ipc://") else None
+
+
+def new_token() -> str:
+    return secrets.token_hex(16)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of this node's address `host` that nobody had a moment ago."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port

@@ -6,8 +6,9 @@ out; the ids users see stay in the frontend.
 
 frontend -> core    EngineCoreRequest, AbortRequests, ControlRequest
 core -> frontend    Ready, EngineCoreOutputs, RequestFailed, ControlReply, SchedulerStats, EngineDead
-core -> workers     SchedulerOutput (one a step)
-worker -> core      WorkerInfo, ModelRunnerOutput
+core -> workers     StoreAddress, SchedulerOutput (one a step), WorkerBeat (an answer), StopWorker
+worker -> core      WorkerHello, StoreAddress, WorkerReady, ModelRunnerOutput,
+                    WorkerBeat, WorkerFailed
 """
 
 from __future__ import annotations
@@ -182,6 +183,10 @@ class SchedulerOutput(_Message):
     Rows stand decodes first (num_scheduled == 1 and samples == 1), then prefills.
 
     new_page_slots/indices/ids: page table of slot[k] at index[k] becomes id[k].
+    replica_tokens: tokens of each replica in this step, where replicas share experts.
+    known_*: tokens sampled by earlier steps, with their slots and positions; sent only where a
+    rank that runs the row is not the one that sampled (pipeline stages). Written before the rows
+    run.
     All arrays int32.
     """
 
@@ -196,6 +201,17 @@ class SchedulerOutput(_Message):
     new_page_slots: Int32Array
     new_page_indices: Int32Array
     new_page_ids: Int32Array
+    known_slots: Int32Array | None = None
+    known_positions: Int32Array | None = None
+    known_token_ids: Int32Array | None = None
+    replica_tokens: list[int] | None = None
+
+
+class LockstepOutput(_Message):
+    """The step of each replica, by dp rank, where replicas share experts."""
+
+    step_id: int
+    steps: list[SchedulerOutput]
 
 
 class ModelRunnerOutput(_Message):
@@ -211,6 +227,7 @@ class ModelRunnerOutput(_Message):
     sampled_token_ids: Int32Array
     logprobs: dict[int, TokenLogprobs] | None = None
     prompt_logprobs: dict[int, list[TokenLogprobs]] | None = None
+    dp_rank: int = 0
 
 
 class WorkerInfo(_Message):
@@ -224,5 +241,57 @@ class WorkerInfo(_Message):
     timings_s: dict[str, float]
 
 
+class WorkerHello(_Message):
+    """A rank's first word.  node: its host's name."""
+
+    rank: int
+    node: str
+
+
+class StoreAddress(_Message):
+    """Where the ranks of a replica meet: its first rank says it, the core passes it on."""
+
+    address: str
+    port: int
+
+
+class WorkerReady(_Message):
+    """A rank is set up."""
+
+    rank: int
+    info: WorkerInfo
+
+
+class WorkerBeat(_Message):
+    """A sign of life, twice a second; the core answers each.
+
+    rank: -1 in the core's answer.  last_step: number of the newest step that the rank took up.
+    """
+
+    rank: int
+    last_step: int = 0
+
+
+class WorkerFailed(_Message):
+    """A rank's last words.  reason: one line.  exit_code: that of the error.
+
+    is_own_fault: False for an error of the network, which may be another rank's end.
+    """
+
+    rank: int
+    node: str
+    reason: str
+    exit_code: int = 1
+    is_own_fault: bool = True
+
+
+class StopWorker(_Message):
+    """End in order."""
+
+
 FrontendMessage: TypeAlias = EngineCoreRequest | AbortRequests | ControlRequest
 CoreMessage: TypeAlias = Ready | EngineCoreOutputs | RequestFailed | ControlReply | EngineDead
+ToWorker: TypeAlias = StoreAddress | SchedulerOutput | LockstepOutput | WorkerBeat | StopWorker
+FromWorker: TypeAlias = (
+    WorkerHello | StoreAddress | WorkerReady | ModelRunnerOutput | WorkerBeat | WorkerFailed
+)

@@ -147,13 +147,21 @@ class RowParallelLinear(nn.Module):
 
     x: [..., input_size / tp size] of this rank.  weight: [output_size, input_size / tp size].
     The bias is whole on every rank and added once, after the sum.
+    sums: False leaves the sum to whoever adds more parts to it; there is no bias then.
     """
 
     def __init__(
-        self, input_size: int, output_size: int, tp: TensorParallel, *, bias: bool = False
+        self,
+        input_size: int,
+        output_size: int,
+        tp: TensorParallel,
+        *,
+        bias: bool = False,
+        sums: bool = True,
     ) -> None:
         super().__init__()
         self.tp = tp
+        self._sums = sums and tp.size > 1
         self.local_size = tp.split("input size", input_size)
         self.weight = weight_parameter(
             (output_size, self.local_size), self._load, {None: (output_size, input_size)}
@@ -166,7 +174,7 @@ class RowParallelLinear(nn.Module):
         param.data.copy_(loaded.narrow(1, self.tp.rank * self.local_size, self.local_size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.tp.size == 1:
+        if not self._sums:
             return linear(x, self.weight, self.bias)
         y = self.tp.all_reduce(linear(x, self.weight))
         return y if self.bias is None else y + self.bias

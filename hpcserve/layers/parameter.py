@@ -8,9 +8,9 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-#: Which of the checkpoint's tensors that are fused into one parameter: "q", "k", "v", 0, 1;
-#: None where one tensor is the whole parameter.
-ShardId: TypeAlias = str | int | None
+#: Which of the checkpoint's tensors that are fused into one parameter: "q", "k", "v", 0, 1,
+#: (expert, part); None where one tensor is the whole parameter.
+ShardId: TypeAlias = str | int | tuple[int, int] | None
 WeightLoader: TypeAlias = Callable[["WeightParameter", torch.Tensor, ShardId], None]
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from torch import nn
 
 from hpcserve.config.checkpoint import CheckpointConfig
-from hpcserve.distributed.parallel_state import TensorParallel
+from hpcserve.distributed.parallel_state import ExpertParallel, PipelineStage, TensorParallel
 from hpcserve.layers.forward_context import ForwardContext
+from hpcserve.layers.moe import SparseMoE
 from hpcserve.layers.parameter import ShardId
 
 
@@ -25,8 +25,8 @@ class CausalLM(nn.Module, ABC):
     packed_modules: name of a checkpoint's module -> (name of the fused module, its shard id).
     """
 
-    packed_modules: ClassVar[Mapping[str, tuple[str, ShardId]]] = {}
-    #: Number of layers that hold KV, KV heads of this rank, and their size: what the pool needs.
+    packed_modules: Mapping[str, tuple[str, ShardId]] = {}
+    #: Layers of this stage that hold KV, KV heads of this rank, and their size: what the pool needs.
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -34,7 +34,13 @@ class CausalLM(nn.Module, ABC):
 
     @abstractmethod
     def __init__(
-        self, checkpoint: CheckpointConfig, tp: TensorParallel, context_length: int
+        self,
+        checkpoint: CheckpointConfig,
+        tp: TensorParallel,
+        context_length: int,
+        *,
+        stage: PipelineStage = PipelineStage(),
+        experts: ExpertParallel = ExpertParallel(),
     ) -> None:
         """Build this rank's part with torch's default dtype and device, weights uninitialised.
 
@@ -46,6 +52,10 @@ class CausalLM(nn.Module, ABC):
         """Whether a tensor of the checkpoint that fills no parameter is none to miss."""
         return tensor_name.endswith(("rotary_emb.inv_freq", ".masked_bias", ".attn.bias"))
 
+    def sparse_layers(self) -> list[SparseMoE]:
+        """Its mixtures of experts, in the order in which a step runs them."""
+        return [module for module in self.modules() if isinstance(module, SparseMoE)]
+
     @abstractmethod
     def forward(
         self,
@@ -55,7 +65,10 @@ class CausalLM(nn.Module, ABC):
         input_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """input_ids, positions: [num_tokens] -> hidden states after the last norm,
-        [num_tokens, hidden_size]. input_embeds [num_tokens, hidden_size] replaces the look-up."""
+        [num_tokens, hidden_size]. input_embeds [num_tokens, hidden_size] replaces the look-up.
+
+        A stage of a pipeline takes as input_embeds what the stage before returned: the residual
+        stream between two layers."""
 
     @abstractmethod
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:

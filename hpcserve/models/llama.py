@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import nn
 
 from hpcserve.config.checkpoint import CheckpointConfig
-from hpcserve.distributed.parallel_state import TensorParallel
+from hpcserve.distributed.parallel_state import ExpertParallel, PipelineStage, TensorParallel
 from hpcserve.errors import UnsupportedModelError
 from hpcserve.layers.activation import SiluAndMul
 from hpcserve.layers.attention import Attention
@@ -75,14 +75,21 @@ class DecoderAttention(nn.Module):
 
 class GatedMLP(nn.Module):
     def __init__(
-        self, hidden_size: int, intermediate_size: int, tp: TensorParallel, *, bias: bool
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        tp: TensorParallel,
+        *,
+        bias: bool,
+        sums: bool = True,
     ) -> None:
+        """sums: False leaves the sum over the ranks to the caller."""
         super().__init__()
         self.gate_up_proj = MergedColumnParallelLinear(
             hidden_size, [intermediate_size, intermediate_size], tp, bias=bias
         )
         self.act = SiluAndMul()
-        self.down_proj = RowParallelLinear(intermediate_size, hidden_size, tp, bias=bias)
+        self.down_proj = RowParallelLinear(intermediate_size, hidden_size, tp, bias=bias, sums=sums)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.down_proj(self.act(self.gate_up_proj(hidden)))
@@ -90,6 +97,8 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """mlp: the feed-forward half, dense or of experts; mlp_name: as the checkpoint calls it."""
+
     def __init__(
         self,
         config: CheckpointConfig,
@@ -97,10 +106,14 @@ class DecoderLayer(nn.Module):
         layer_id: int,
         rotary: RotaryEmbedding,
         tp: TensorParallel,
+        mlp: nn.Module,
+        mlp_name: str,
     ) -> None:
         super().__init__()
         self.self_attn = DecoderAttention(config, traits, layer_id, rotary, tp)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, tp, bias=traits.mlp_bias)
+        self.add_module(mlp_name, mlp)
+        # In a list, it is not registered under a second name.
+        self._mlp = [mlp]
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -118,16 +131,23 @@ class DecoderLayer(nn.Module):
             hidden, residual = self.input_layernorm.add(hidden, residual)
         hidden = self.self_attn(hidden, positions, ctx)
         hidden, residual = self.post_attention_layernorm.add(hidden, residual)
-        return self.mlp(hidden), residual
+        return self._mlp[0](hidden), residual
+
+
+#: (number in the checkpoint, number in this stage, rotary) -> a layer called like DecoderLayer.
+LayerMaker: TypeAlias = Callable[[int, int, RotaryEmbedding], nn.Module]
 
 
 class Decoder(nn.Module):
+    """Embedding, this stage's layers, last norm; the first and last only where they belong."""
+
     def __init__(
         self,
         config: CheckpointConfig,
-        traits: DecoderTraits,
+        make_layer: LayerMaker,
         tp: TensorParallel,
         context_length: int,
+        stage: PipelineStage,
     ) -> None:
         super().__init__()
         rotary = RotaryEmbedding(
@@ -137,19 +157,27 @@ class Decoder(nn.Module):
             config.rope_scaling,
             config.max_position_embeddings,
         )
-        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size, tp)
-        self.layers = nn.ModuleList(
-            DecoderLayer(config, traits, layer_id, rotary, tp)
-            for layer_id in range(config.num_layers)
+        # The head of a tied model is the table, so the last stage holds it as well.
+        self.embed_tokens = (
+            VocabParallelEmbedding(config.vocab_size, config.hidden_size, tp)
+            if stage.is_first or (stage.is_last and config.tie_word_embeddings)
+            else None
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        held = stage.layers(config.num_layers)
+        # Keyed by number: a stage's parameters are named as the checkpoint names them.
+        self.layers = nn.ModuleDict(
+            {str(number): make_layer(number, number - held.start, rotary) for number in held}
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if stage.is_last else None
 
     def forward(
         self, hidden: torch.Tensor, positions: torch.Tensor, ctx: ForwardContext
     ) -> torch.Tensor:
         residual = None
-        for layer in self.layers:
+        for layer in self.layers.values():
             hidden, residual = layer(hidden, residual, positions, ctx)
+        if self.norm is None:  # the next stage goes on from the sum
+            return hidden if residual is None else hidden + residual
         if residual is None:
             normed: torch.Tensor = self.norm(hidden)
             return normed
@@ -157,7 +185,9 @@ class Decoder(nn.Module):
 
 
 class LlamaForCausalLM(CausalLM):
-    packed_modules: ClassVar[Mapping[str, tuple[str, ShardId]]] = {
+    #: What the checkpoint calls the feed-forward half of a layer.
+    mlp_name: ClassVar[str] = "mlp"
+    packed_modules: Mapping[str, tuple[str, ShardId]] = {
         "q_proj": ("qkv_proj", "q"),
         "k_proj": ("qkv_proj", "k"),
         "v_proj": ("qkv_proj", "v"),
@@ -166,9 +196,15 @@ class LlamaForCausalLM(CausalLM):
     }
 
     def __init__(
-        self, checkpoint: CheckpointConfig, tp: TensorParallel, context_length: int
+        self,
+        checkpoint: CheckpointConfig,
+        tp: TensorParallel,
+        context_length: int,
+        *,
+        stage: PipelineStage = PipelineStage(),
+        experts: ExpertParallel = ExpertParallel(),
     ) -> None:
-        super().__init__(checkpoint, tp, context_length)
+        super().__init__(checkpoint, tp, context_length, stage=stage, experts=experts)
         activation = checkpoint.raw.get("hidden_act", "silu")
         if activation not in ("silu", "swish"):
             raise UnsupportedModelError(
@@ -176,14 +212,26 @@ class LlamaForCausalLM(CausalLM):
             )
         refuse_sliding_window(self.sliding_window(checkpoint), checkpoint, context_length)
         self.tied = checkpoint.tie_word_embeddings
-        self.model = Decoder(checkpoint, self.traits(checkpoint), tp, context_length)
-        self.lm_head = ParallelLMHead(
-            checkpoint.vocab_size,
-            checkpoint.hidden_size,
-            tp,
-            tied_to=self.model.embed_tokens if self.tied else None,
+        traits = self.traits(checkpoint)
+
+        def make_layer(number: int, layer_id: int, rotary: RotaryEmbedding) -> nn.Module:
+            mlp = self.feed_forward(checkpoint, traits, number, tp, experts)
+            return DecoderLayer(checkpoint, traits, layer_id, rotary, tp, mlp, self.mlp_name)
+
+        self.model = Decoder(checkpoint, make_layer, tp, context_length, stage)
+        self.lm_head = (
+            ParallelLMHead(
+                checkpoint.vocab_size,
+                checkpoint.hidden_size,
+                tp,
+                tied_to=self.model.embed_tokens if self.tied else None,
+            )
+            if stage.is_last
+            else None
         )
-        self.num_layers = checkpoint.num_layers
+        self.num_layers = len(self.model.layers)
+        self._checkpoint_layers = checkpoint.num_layers
+        self._is_whole = stage.size == 1
         self.head_dim = checkpoint.head_dim
         heads = QKVParallelLinear.heads_of_rank(checkpoint.num_heads, checkpoint.num_kv_heads, tp)
         self.num_heads, self.num_kv_heads = heads
@@ -199,13 +247,37 @@ class LlamaForCausalLM(CausalLM):
         )
 
     @staticmethod
+    def feed_forward(
+        checkpoint: CheckpointConfig,
+        traits: DecoderTraits,
+        number: int,
+        tp: TensorParallel,
+        experts: ExpertParallel,
+    ) -> nn.Module:
+        """The second half of layer `number`: [num_tokens, hidden_size] -> the same."""
+        return GatedMLP(
+            checkpoint.hidden_size, checkpoint.intermediate_size, tp, bias=traits.mlp_bias
+        )
+
+    @staticmethod
     def sliding_window(checkpoint: CheckpointConfig) -> int | None:
         """Tokens that a layer looks back over, where that is bounded."""
         return None
 
     def is_ignored(self, tensor_name: str) -> bool:
         # Tied checkpoints may carry the head as well; it equals the embedding.
-        return super().is_ignored(tensor_name) or (self.tied and tensor_name == "lm_head.weight")
+        if super().is_ignored(tensor_name) or (self.tied and tensor_name == "lm_head.weight"):
+            return True
+        return not self._is_whole and self._is_of_other_stage(tensor_name)
+
+    def _is_of_other_stage(self, tensor_name: str) -> bool:
+        if tensor_name in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"):
+            return True
+        prefix, _, rest = tensor_name.partition("model.layers.")
+        number = rest.partition(".")[0]
+        if prefix or not number.isdigit() or number in self.model.layers:
+            return False
+        return int(number) < self._checkpoint_layers
 
     def forward(
         self,
@@ -214,11 +286,15 @@ class LlamaForCausalLM(CausalLM):
         ctx: ForwardContext,
         input_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        hidden = self.model.embed_tokens(input_ids) if input_embeds is None else input_embeds
+        hidden = input_embeds
+        if hidden is None:
+            assert self.model.embed_tokens is not None, "only the first stage looks tokens up"
+            hidden = self.model.embed_tokens(input_ids)
         out: torch.Tensor = self.model(hidden, positions, ctx)
         return out
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert self.lm_head is not None, "only the last stage makes logits"
         logits: torch.Tensor = self.lm_head(hidden)
         return logits
 

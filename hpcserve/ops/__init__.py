@@ -6,6 +6,8 @@ kv_store         write_kv
 activation       silu_and_mul
 embedding        embed
 gemm             linear
+page_index       page_index: page tables as flat lists, the form flashinfer reads
+moe              route · experts
 paged_attention  paged_decode · paged_prefill
 sampling         sample · apply_penalties · apply_logit_bias · top_logprobs
 metadata         expand · expand_decode: rows of a step -> ids, positions, slots, lengths

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from hpcserve.config.scheduler import SchedulerConfig
 from hpcserve.errors import ContextLengthError, EngineError, QueueFullError
@@ -24,10 +25,12 @@ from hpcserve.ipc.messages import (
     SchedulerStats,
 )
 from hpcserve.kvcache.base import PrefixCache
+from hpcserve.scheduler.counters import Counters
 from hpcserve.scheduler.growth import GrowthEstimate
 from hpcserve.scheduler.memory import RequestMemory
 from hpcserve.scheduler.policy import first_to_retract, order_waiting
 from hpcserve.scheduler.request import Request, RequestStatus
+from hpcserve.scheduler.slots import SlotPool
 from hpcserve.scheduler.step_builder import StepBuilder, StepRow
 from hpcserve.scheduler.step_cost import StepCost
 
@@ -48,6 +51,9 @@ class Scheduler:
     """Continuous batching over one KV pool.
 
     context_length: most tokens of a request, prompt and output; at most the pool's size.
+    num_micro_batches: stages of a pipeline, each of which shall have a step of its own. Then a
+    request is in one step at a time, and steps tell what earlier ones sampled: the first stage
+    reads tokens that the last one made.
     """
 
     def __init__(
@@ -58,8 +64,12 @@ class Scheduler:
         *,
         context_length: int,
         eos_token_ids: Iterable[int] = (),
+        num_micro_batches: int = 1,
     ) -> None:
         self._config = config
+        self._num_micro_batches = num_micro_batches
+        # (request, position, token id) that no step has told yet.
+        self._untold: list[tuple[Request, int, int]] = []
         self._memory = RequestMemory(cache, num_pages)
         self._page_size = cache.page_size
         self.context_length = min(context_length, num_pages * cache.page_size)
@@ -71,13 +81,8 @@ class Scheduler:
         # In order of admission; a dict for removal in constant time.
         self._running: dict[tuple[bytes, int], Request] = {}
         self._in_flight: deque[tuple[SchedulerOutput, list[StepRow]]] = deque()
-        self._free_slots = list(range(config.max_running_requests - 1, -1, -1))
-        # Released since the last step was made: told to the workers with the next one.
-        self._released_slots: list[int] = []
-        self._slots_to_free: list[int] = []
-        self._step_id = 0
-        self._num_unseeded = 0
-        self._prompt_tokens = self._cached_tokens = self._output_tokens = self._retracted = 0
+        self._slots = SlotPool(config.max_running_requests)
+        self._counters = Counters()
 
     # ------------------------------------------------------------ requests in and out
 
@@ -124,8 +129,8 @@ class Scheduler:
         """The request's own seed, or one that the engine's seed and its number give."""
         if message.params.seed is not None:
             return message.params.seed % 2**63
-        self._num_unseeded += 1
-        text = f"{self._config.random_seed}/{self._num_unseeded}".encode()
+        self._counters.unseeded += 1
+        text = f"{self._config.random_seed}/{self._counters.unseeded}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
     @property
@@ -141,10 +146,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step, or None where nothing can run before a result is read."""
-        # Slots released while this step is made are not given out in it: their page-table
-        # changes may be part of it already.
-        self._free_slots += self._slots_to_free
-        self._slots_to_free = []
+        self._slots.begin_step()
         step = StepBuilder()
         self._add_decodes(step)
         budget = self._prompt_budget(len(step))
@@ -154,15 +156,33 @@ class Scheduler:
         if not len(step):
             return None
         self._growth.on_step()
-        self._step_id += 1
-        output, rows = step.build(self._step_id, self._released_slots)
-        self._released_slots = []
+        self._counters.steps += 1
+        output, rows = step.build(self._counters.steps, self._slots.released())
+        if self._num_micro_batches > 1:
+            self._tell(output)
         self._in_flight.append((output, rows))
         return output
 
+    def _tell(self, output: SchedulerOutput) -> None:
+        """Add the tokens sampled since the step before; a request that left its slot needs none."""
+        told = [one for one in self._untold if one[0].status is RequestStatus.RUNNING]
+        self._untold = []
+        output.known_slots = np.array([request.slot for request, _, _ in told], np.int32)
+        output.known_positions = np.array([position for _, position, _ in told], np.int32)
+        output.known_token_ids = np.array([token_id for _, _, token_id in told], np.int32)
+
+    def _decodes_of_a_step(self) -> list[Request]:
+        """The running requests that may decode now; of a pipeline's, a stage's share."""
+        running = list(self._running.values())
+        if self._num_micro_batches == 1:
+            return running
+        decoding = [r for r in running if r.num_tokens - r.num_computed == 1 and self._may_run(r)]
+        share = -(-len(decoding) // self._num_micro_batches)
+        return [request for request in decoding if not request.num_pending][:share]
+
     def _add_decodes(self, step: StepBuilder) -> None:
         page_size = self._page_size
-        for request in list(self._running.values()):
+        for request in self._decodes_of_a_step():
             start = request.num_computed
             # The same as _add_row for one token, without what only prompts need: this loop runs
             # for every request in every step.
@@ -257,7 +277,7 @@ class Scheduler:
         reserved = self._reserved_pages()
         admitted: set[tuple[bytes, int]] = set()
         for request in order_waiting(self._config.schedule_policy, self._waiting, self._num_cached):
-            if not self._free_slots:
+            if not self._slots:
                 break
             if request.num_pending:
                 continue  # retracted; the token it waits for is still being sampled
@@ -284,12 +304,12 @@ class Scheduler:
 
     def _start(self, step: StepBuilder, request: Request, node: Any, pages: list[int]) -> None:
         request.status = RequestStatus.RUNNING
-        request.slot = self._free_slots.pop()
+        request.slot = self._slots.take()
         self._memory.enter(request, node, pages)
         if not request.num_retractions:  # finding one's own tokens again is no reuse
             request.num_cached_tokens = request.num_computed
-            self._prompt_tokens += request.num_prompt_tokens
-            self._cached_tokens += request.num_computed
+            self._counters.prompt_tokens += request.num_prompt_tokens
+            self._counters.cached_tokens += request.num_computed
         self._running[request.key] = request
         step.add_new_request(request)
 
@@ -306,8 +326,7 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self._memory.release(request)
-        self._slots_to_free.append(request.slot)
-        self._released_slots.append(request.slot)
+        self._slots.give_back(request.slot)
         request.slot = -1
         del self._running[request.key]
 
@@ -316,7 +335,7 @@ class Scheduler:
         self._release(request)
         request.status = RequestStatus.WAITING
         request.num_retractions += 1
-        self._retracted += 1
+        self._counters.retracted += 1
         self._growth.on_retraction()
         self._waiting.insert(0, request)
 
@@ -358,7 +377,9 @@ class Scheduler:
                 continue  # it ended or was aborted while this step was under way
             token_id = tokens[row]
             request.output_token_ids.append(token_id)
-            self._output_tokens += 1
+            self._counters.output_tokens += 1
+            if self._num_micro_batches > 1:
+                self._untold.append((request, request.num_known - 1, token_id))
             updates.append(TokenUpdate(request, row, token_id, self._ended(request, token_id)))
         return updates
 
@@ -400,7 +421,7 @@ class Scheduler:
         """With no request left, every page is free or cached and every slot is free."""
         allocator, cached = self._memory.allocator, self._memory.cache.num_cached_pages
         held = cached - self._memory.cache.num_evictable_pages
-        slots = len(self._free_slots) + len(self._slots_to_free)
+        slots = self._slots.num_free
         whole = allocator.num_free + cached == allocator.num_pages
         if held or not whole or slots != self._config.max_running_requests:
             raise EngineError(
@@ -416,9 +437,9 @@ class Scheduler:
             num_free_pages=self._memory.allocator.num_free,
             num_cached_pages=self._memory.cache.num_cached_pages,
             num_total_pages=self._memory.allocator.num_pages,
-            num_steps_total=self._step_id,
-            prompt_tokens_total=self._prompt_tokens,
-            cached_tokens_total=self._cached_tokens,
-            output_tokens_total=self._output_tokens,
-            num_retracted_total=self._retracted,
+            num_steps_total=self._counters.steps,
+            prompt_tokens_total=self._counters.prompt_tokens,
+            cached_tokens_total=self._counters.cached_tokens,
+            output_tokens_total=self._counters.output_tokens,
+            num_retracted_total=self._counters.retracted,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -14,7 +12,7 @@ from hpcserve.outputs import RequestOutput
 from hpcserve.protocol.adapter import EngineInput
 from hpcserve.server.context import ServerContext
 from hpcserve.server.disconnect import all_or_none, until_disconnect
-from hpcserve.server.sse import merged, with_first
+from hpcserve.server.sse import OpenStreams
 
 
 def json_response(value: Any, status: int = 200) -> Response:
@@ -37,10 +35,10 @@ async def complete_all(
 
 async def stream_all(
     request: Request, context: ServerContext, prompts: list[EngineInput]
-) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-    """(number of the prompt, news), once the first news are there.
+) -> OpenStreams:
+    """The prompts' running requests, once the first news are there.
 
-    Closing it aborts what still runs.
+    So an error that comes instead of them still gets a status of its own.
     """
     client = context.client
     for prompt in prompts:
@@ -51,29 +49,9 @@ async def stream_all(
             streams.append(
                 client.submit(p.prompt_token_ids, p.params, priority=p.priority, name=p.name)
             )
-        first = await until_disconnect(request.receive, streams[0].__anext__())
+        first = await until_disconnect(request.receive, anext(streams[0]))
     except BaseException:
-        _abort(streams)
+        for stream in streams:
+            stream.abort()
         raise
-    return _news(streams, first)
-
-
-async def _news(
-    streams: list[RequestStream], first: RequestOutput
-) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-    try:
-        if len(streams) == 1:  # nearly always, and once per token: no generators in between
-            yield 0, first
-            async for output in streams[0]:
-                yield 0, output
-            return
-        async with aclosing(merged([with_first(first, streams[0]), *streams[1:]])) as news:
-            async for number, output in news:
-                yield number, output
-    finally:
-        _abort(streams)
-
-
-def _abort(streams: list[RequestStream]) -> None:
-    for stream in streams:
-        stream.abort()
+    return OpenStreams(streams, first, context.flusher)

@@ -9,7 +9,9 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from hpcserve._version import __version__
+from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.client import EngineClient
+from hpcserve.engine.model_folder import model_name as name_of
 from hpcserve.errors import HpcserveError
 from hpcserve.log import get_logger
 from hpcserve.protocol.responses import error_body
@@ -31,7 +33,7 @@ def create_app(
     path = client.config.model.model
     app = FastAPI(title="hpcserve", version=__version__, docs_url="/docs", redoc_url=None)
     app.state.context = ServerContext(
-        client, model_name or Path(path).name or "model", path, int(time.time())
+        client, served_name(client.config, model_name), path, int(time.time())
     )
     for part in (chat, completions, generate, models, health, tokenize):
         app.include_router(part.router)
@@ -40,6 +42,11 @@ def create_app(
     if api_key:
         app.add_middleware(ApiKeyGuard, api_key=api_key)
     return app
+
+
+def served_name(config: EngineConfig, wanted: str | None) -> str:
+    """What clients call the model."""
+    return wanted or name_of(Path(config.model.model)) or "model"
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-
 from fastapi import APIRouter, Request, Response
 
 from hpcserve.outputs import RequestOutput
@@ -32,34 +29,40 @@ async def create_chat_completion(request: Request) -> Response:
     prompt = await context.tokenize(len(data), lambda: chat_input(body, context.tokenizer))
     head = ResponseHead.new("chatcmpl", context.model_name)
     if body.stream:
-        news = await stream_all(request, context, [prompt])
-        return EventStream(_events(body, prompt, news, context, head))
+        streams = await stream_all(request, context, [prompt])
+        return EventStream(streams, _Events(body, prompt, context, head))
     [output] = await complete_all(request, context, [prompt])
     return json_response(chat_response(body, prompt, output, context.tokenizer, head))
 
 
-async def _events(
-    body: ChatBody,
-    prompt: EngineInput,
-    news: AsyncGenerator[tuple[int, RequestOutput], None],
-    context: ServerContext,
-    head: ResponseHead,
-) -> AsyncGenerator[bytes, None]:
-    writer = chat_writer(head, include_usage=body.include_usage)
-    answers = [
-        ChatAnswerStream(body, prompt, index, writer, context.tokenizer)
-        for index in range(prompt.params.n)
-    ]
-    num_output = num_cached = 0
-    async with aclosing(news):
-        yield b"".join(answer.start() for answer in answers)
-        async for _, output in news:
-            num_cached = output.num_cached_tokens
-            for delta in output.outputs:
-                num_output += len(delta.token_ids)
-                chunks = answers[delta.index].write(delta)
-                if chunks:
-                    yield chunks
-    if body.include_usage:
-        yield writer.usage(make_usage(len(prompt.prompt_token_ids), num_output, num_cached))
-    yield DONE
+class _Events:
+    """A chat's answers as events; what has to be counted for the usage is counted here."""
+
+    def __init__(
+        self, body: ChatBody, prompt: EngineInput, context: ServerContext, head: ResponseHead
+    ) -> None:
+        self._writer = chat_writer(head, include_usage=body.include_usage)
+        self._include_usage = body.include_usage
+        self._num_prompt = len(prompt.prompt_token_ids)
+        self._answers = [
+            ChatAnswerStream(body, prompt, index, self._writer, context.tokenizer)
+            for index in range(prompt.params.n)
+        ]
+        self._num_output = self._num_cached = 0
+
+    def start(self) -> bytes:
+        return b"".join(answer.start() for answer in self._answers)
+
+    def write(self, number: int, output: RequestOutput) -> bytes:
+        self._num_cached = output.num_cached_tokens
+        chunks = b""
+        for delta in output.outputs:
+            self._num_output += len(delta.token_ids)
+            chunks += self._answers[delta.index].write(delta)
+        return chunks
+
+    def end(self) -> bytes:
+        if not self._include_usage:
+            return DONE
+        usage = make_usage(self._num_prompt, self._num_output, self._num_cached)
+        return self._writer.usage(usage) + DONE

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-
 from fastapi import APIRouter, Request, Response
 
 from hpcserve.outputs import RequestOutput
@@ -37,41 +34,51 @@ async def create_completion(request: Request) -> Response:
     prompts = await context.tokenize(len(data), lambda: completion_inputs(body, context.tokenizer))
     head = ResponseHead.new("cmpl", context.model_name)
     if body.stream:
-        news = await stream_all(request, context, prompts)
-        return EventStream(_events(body, prompts, news, context, head))
+        streams = await stream_all(request, context, prompts)
+        return EventStream(streams, _Events(body, prompts, context, head))
     outputs = await complete_all(request, context, prompts)
     return json_response(completion_response(body, prompts, outputs, context.tokenizer, head))
 
 
-async def _events(
-    body: CompletionBody,
-    prompts: list[EngineInput],
-    news: AsyncGenerator[tuple[int, RequestOutput], None],
-    context: ServerContext,
-    head: ResponseHead,
-) -> AsyncGenerator[bytes, None]:
-    writer = completion_writer(head, include_usage=body.include_usage)
-    answers = [
-        [
-            CompletionAnswerStream(
-                body, prompt, number * prompt.params.n + n, writer, context.tokenizer
-            )
-            for n in range(prompt.params.n)
+class _Events:
+    """The answers to some prompts as events; what the usage needs is counted here."""
+
+    def __init__(
+        self,
+        body: CompletionBody,
+        prompts: list[EngineInput],
+        context: ServerContext,
+        head: ResponseHead,
+    ) -> None:
+        self._writer = completion_writer(head, include_usage=body.include_usage)
+        self._include_usage = body.include_usage
+        self._num_prompt = sum(len(prompt.prompt_token_ids) for prompt in prompts)
+        self._answers = [
+            [
+                CompletionAnswerStream(
+                    body, prompt, number * prompt.params.n + n, self._writer, context.tokenizer
+                )
+                for n in range(prompt.params.n)
+            ]
+            for number, prompt in enumerate(prompts)
         ]
-        for number, prompt in enumerate(prompts)
-    ]
-    num_output = 0
-    num_cached = [0] * len(prompts)
-    async with aclosing(news):
-        async for number, output in news:
-            num_cached[number] = output.num_cached_tokens
-            for delta in output.outputs:
-                answer = answers[number][delta.index]
-                num_output += answer.num_tokens(delta)
-                chunk = answer.write(delta, output.prompt_logprobs)
-                if chunk:
-                    yield chunk
-    if body.include_usage:
-        num_prompt = sum(len(prompt.prompt_token_ids) for prompt in prompts)
-        yield writer.usage(make_usage(num_prompt, num_output, sum(num_cached)))
-    yield DONE
+        self._num_output = 0
+        self._num_cached = [0] * len(prompts)
+
+    def start(self) -> bytes:
+        return b""
+
+    def write(self, number: int, output: RequestOutput) -> bytes:
+        self._num_cached[number] = output.num_cached_tokens
+        chunks = b""
+        for delta in output.outputs:
+            answer = self._answers[number][delta.index]
+            self._num_output += answer.num_tokens(delta)
+            chunks += answer.write(delta, output.prompt_logprobs)
+        return chunks
+
+    def end(self) -> bytes:
+        if not self._include_usage:
+            return DONE
+        usage = make_usage(self._num_prompt, self._num_output, sum(self._num_cached))
+        return self._writer.usage(usage) + DONE

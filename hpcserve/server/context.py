@@ -13,6 +13,7 @@ from fastapi import Request
 
 from hpcserve.engine.client import EngineClient
 from hpcserve.errors import ModelNotFoundError
+from hpcserve.server.flusher import Flusher
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ class ServerContext:
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
     )
+
+    flusher: Flusher = field(default_factory=Flusher)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -36,8 +34,8 @@ async def generate(request: Request) -> Response:
     body = parse_body(GenerateBody, data)
     prompts = await context.tokenize(len(data), lambda: generate_inputs(body, context.tokenizer))
     if body.stream:
-        news = await stream_all(request, context, prompts)
-        return EventStream(_events(body, prompts, news, context))
+        streams = await stream_all(request, context, prompts)
+        return EventStream(streams, _Events(body, prompts, context))
     outputs = await complete_all(request, context, prompts)
     answers = [
         answer
@@ -60,36 +58,42 @@ async def abort_request(request: Request) -> Response:
     return json_response({"num_aborted": count})
 
 
-async def _events(
-    body: GenerateBody,
-    prompts: list[EngineInput],
-    news: AsyncGenerator[tuple[int, RequestOutput], None],
-    context: ServerContext,
-) -> AsyncGenerator[bytes, None]:
+class _Events:
     """Every event carries an answer from its beginning, as this API's clients expect."""
-    whole = {
-        (number, index): CompletionOutput(index)
-        for number, prompt in enumerate(prompts)
-        for index in range(prompt.params.n)
-    }
-    several = len(whole) > 1 or not body.is_single
-    seen: dict[int, Any] = {}
-    async with aclosing(news):
-        async for number, output in news:
-            if output.prompt_logprobs is not None:
-                seen[number] = output.prompt_logprobs
-            output.prompt_logprobs = seen.get(number)
-            for place, delta in enumerate(output.outputs):
-                output.outputs[place] = _grow(whole[number, delta.index], delta)
-            for answer, made in zip(
-                output.outputs,
-                generate_response(body, number, output, context.tokenizer),
-                strict=True,
-            ):
-                if several:
-                    made["index"] = number * prompts[number].params.n + answer.index
-                yield event(made)
-    yield DONE
+
+    def __init__(
+        self, body: GenerateBody, prompts: list[EngineInput], context: ServerContext
+    ) -> None:
+        self._body = body
+        self._prompts = prompts
+        self._tokenizer = context.tokenizer
+        self._whole = {
+            (number, index): CompletionOutput(index)
+            for number, prompt in enumerate(prompts)
+            for index in range(prompt.params.n)
+        }
+        self._several = len(self._whole) > 1 or not body.is_single
+        self._prompt_logprobs: dict[int, Any] = {}
+
+    def start(self) -> bytes:
+        return b""
+
+    def write(self, number: int, output: RequestOutput) -> bytes:
+        if output.prompt_logprobs is not None:
+            self._prompt_logprobs[number] = output.prompt_logprobs
+        output.prompt_logprobs = self._prompt_logprobs.get(number)
+        for place, delta in enumerate(output.outputs):
+            output.outputs[place] = _grow(self._whole[number, delta.index], delta)
+        made = generate_response(self._body, number, output, self._tokenizer)
+        events = b""
+        for answer, fields in zip(output.outputs, made, strict=True):
+            if self._several:
+                fields["index"] = number * self._prompts[number].params.n + answer.index
+            events += event(fields)
+        return events
+
+    def end(self) -> bytes:
+        return DONE
 
 
 def _grow(whole: CompletionOutput, delta: CompletionOutput) -> CompletionOutput:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import uvicorn
@@ -15,14 +18,15 @@ from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.server import ServerConfig
 from hpcserve.engine.client import CORE_MODULE, EngineClient
-from hpcserve.errors import EngineDeadError, PortInUseError, UsageError
+from hpcserve.errors import EngineDeadError, OutputError, PortInUseError, UsageError
 from hpcserve.log import get_logger
-from hpcserve.server.app import create_app
+from hpcserve.server.app import create_app, served_name
+from hpcserve.server.wire import WireProtocol
 
 logger = get_logger(__name__)
 
 _BACKLOG = 2048
-_INTERRUPTED = 130
+INTERRUPTED = 130
 #: Seconds that connections get to take the last bytes of what was drained or aborted.
 _LAST_BYTES_S = 3
 
@@ -35,19 +39,37 @@ def run_server(
     Ctrl-C or SIGTERM drains and gives 0; a second one ends at once and gives 130.
     Raises PortInUseError, what EngineClient.open raises, and EngineDeadError.
     """
-    listener = bind(server.host, server.port)
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(bind(server.host, server.port))]
+        _publish(server.host, listeners[0])
+        if server.api_workers == 1:
+            return run_loop(_serve(engine, server, listeners[0], core_module))
+        from hpcserve.server.frontends import serve_frontends
+
+        port = listeners[0].getsockname()[1]
+        # Closed only now: whoever else listens there was noticed.
+        listeners.pop().close()
+        for _ in range(server.api_workers):
+            listeners.append(stack.enter_context(bind(server.host, port, shared=True)))
+        return run_loop(serve_frontends(engine, server, listeners, core_module))
+
+
+def run_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run `main` on an event loop of its own, the fast kind where there is one."""
     loop = _new_event_loop()
     try:
-        return loop.run_until_complete(_serve(engine, server, listener, core_module))
+        return loop.run_until_complete(main)
     finally:
-        listener.close()
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one."""
+def bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    shared: several sockets may take the port, and the kernel spreads connections over them.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -56,6 +78,8 @@ def bind(host: str, port: int) -> socket.socket:
         raise UsageError(f"--host {host}: {error}") from error
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind(address)
         listener.listen(_BACKLOG)
@@ -68,6 +92,19 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _publish(host: str, listener: socket.socket) -> None:
+    """Tell the launcher where we listen: a port that was asked for as 0 is known only now."""
+    path = envs.HPCSERVE_ENDPOINT_FILE.get()
+    if path is None:
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps({"host": host, "port": listener.getsockname()[1]}))
+        temporary.replace(path)  # whole or not at all, for readers on other nodes
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 class _Server(uvicorn.Server):
     """uvicorn without its own signal handling, which would end the process by the signal."""
 
@@ -76,7 +113,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Shutdown:
+class Shutdown:
     """What signals do: before the server runs, cancel; then drain; then end at once."""
 
     def __init__(self, drain_timeout_s: float) -> None:
@@ -122,29 +159,44 @@ class _Shutdown:
 async def _serve(
     config: EngineConfig, options: ServerConfig, listener: socket.socket, core_module: str
 ) -> int:
-    shutdown = _Shutdown(options.drain_timeout_s)
+    shutdown = Shutdown(options.drain_timeout_s)
     try:
         client = await EngineClient.open(config, module=core_module)
     except asyncio.CancelledError:
         if shutdown.interrupted:
-            return _INTERRUPTED
+            return INTERRUPTED
         raise
     async with client:
-        app = create_app(
-            client,
-            model_name=options.served_model_name,
-            api_key=options.api_key or envs.HPCSERVE_API_KEY.get(),
-        )
-        server = _Server(_uvicorn_config(app))
-        shutdown.serves(server, client)
-        name = app.state.context.model_name
-        print(f"hpcserve serves {name} at {_url(options.host, listener)}", flush=True)
-        watch = asyncio.ensure_future(_stop_when_dead(client, server))
-        await server.serve(sockets=[listener])
-        watch.cancel()
-        if client.dead is not None:
-            raise EngineDeadError(str(client.dead))
-    return _INTERRUPTED if shutdown.interrupted else 0
+        print(serving_line(options, listener, client.config), flush=True)
+        await serve_client(client, options, listener, shutdown)
+    return INTERRUPTED if shutdown.interrupted else 0
+
+
+async def serve_client(
+    client: EngineClient, options: ServerConfig, listener: socket.socket, shutdown: Shutdown
+) -> None:
+    """Answer requests until `shutdown` or the engine ends it.
+
+    Raises EngineDeadError.
+    """
+    app = create_app(
+        client,
+        model_name=options.served_model_name,
+        api_key=options.api_key or envs.HPCSERVE_API_KEY.get(),
+    )
+    server = _Server(uvicorn_config(app))
+    shutdown.serves(server, client)
+    watch = asyncio.ensure_future(_stop_when_dead(client, server))
+    await server.serve(sockets=[listener])
+    watch.cancel()
+    if client.dead is not None:
+        raise EngineDeadError(str(client.dead))
+
+
+def serving_line(options: ServerConfig, listener: socket.socket, config: EngineConfig) -> str:
+    """What is printed once requests are taken."""
+    name = served_name(config, options.served_model_name)
+    return f"hpcserve serves {name} at {_url(options.host, listener)}"
 
 
 async def _stop_when_dead(client: EngineClient, server: uvicorn.Server) -> None:
@@ -153,9 +205,11 @@ async def _stop_when_dead(client: EngineClient, server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-def _uvicorn_config(app: Any) -> uvicorn.Config:
+def uvicorn_config(app: Any) -> uvicorn.Config:
+    """Options of the HTTP server around `app`."""
     return uvicorn.Config(
         app,
+        http=WireProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

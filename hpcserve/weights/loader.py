@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -20,7 +20,7 @@ _SHOWN = 4
 class LoadableModel(Protocol):
     """What the loader asks of a model; see `hpcserve.models.base.CausalLM`."""
 
-    packed_modules: ClassVar[Mapping[str, tuple[str, str | int | None]]]
+    packed_modules: Mapping[str, tuple[str, str | int | tuple[int, int] | None]]
 
     def named_parameters(self) -> Iterator[tuple[str, Any]]: ...
 

@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 
 from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.config.cluster import ClusterConfig
+from hpcserve.config.job import JobConfig
+from hpcserve.config.layers import EVERYTHING
 from hpcserve.config.load import (
     ENGINE_CONFIGS,
     Setting,
@@ -14,6 +17,7 @@ from hpcserve.config.load import (
     resolve,
 )
 from hpcserve.config.server import ServerConfig
+from hpcserve.config.slurm import SlurmConfig
 from hpcserve.errors import ConfigError
 
 ALL = [ServerConfig, BatchConfig, RowDefaults, *ENGINE_CONFIGS]
@@ -107,8 +111,8 @@ CONFIGS = Path(__file__).parents[3] / "configs"
     "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS))
 )
 def test_every_run_that_ships_loads(path: Path) -> None:
-    settings = resolve(ALL, given={}, file=path, environ={})
+    settings = resolve(EVERYTHING, given={}, file=path, environ={})
     assert any(not setting.is_default for setting in settings.values())
     build_engine(settings)
-    build(BatchConfig, settings)
-    build(ServerConfig, settings)
+    for config in (BatchConfig, ServerConfig, SlurmConfig, ClusterConfig, JobConfig):
+        build(config, settings)

@@ -278,8 +278,8 @@ def test_process_serves_and_stops(tmp_path):
             assert client.ready.device == "fake"
             output = await client.complete([65, 66], GREEDY)
             assert output.outputs[0].text == "AB"
-            pid = client._process.pid
-            folder = client._owned._folder
+            pid = client.replicas[0].pid
+            folder = client.replicas[0]._owned._folder
         assert gone(pid)
         assert not folder.exists()
 
@@ -296,7 +296,7 @@ def test_processes_that_die(tmp_path):
         async with await start(tmp_path, 3) as client:
             task = asyncio.create_task(client.complete([65] * 500, GREEDY))
             await asyncio.sleep(0.1)
-            os.kill(client._process.pid, signal.SIGKILL)
+            os.kill(client.replicas[0].pid, signal.SIGKILL)
             begun = time.monotonic()
             with pytest.raises(EngineDeadError, match="SIGKILL"):
                 await task
@@ -333,7 +333,7 @@ async def main():
     client = await EngineClient.start(
         EngineConfig(), Tokenizer.load(Path(sys.argv[1])), module="hpcserve.fake_engine"
     )
-    print(client._process.pid, flush=True)
+    print(client.replicas[0].pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())

@@ -1,4 +1,6 @@
 import asyncio
+import subprocess
+import sys
 import threading
 from contextlib import asynccontextmanager
 
@@ -7,9 +9,48 @@ import pytest
 import uvicorn
 
 from hpcserve.config.engine import EngineConfig
-from hpcserve.fake_engine import FakeCore, fake_engine
+from hpcserve.fake_engine import FakeCore, fake_engine, write_byte_tokenizer
 from hpcserve.server.app import create_app
-from hpcserve.server.run import bind
+from hpcserve.server.run import bind, uvicorn_config
+
+SERVE = """
+import sys
+from hpcserve.config.engine import EngineConfig
+from hpcserve.config.server import ServerConfig
+from hpcserve.errors import HpcserveError
+from hpcserve.log import setup_logging
+from hpcserve.server.run import run_server
+
+setup_logging()
+engine = EngineConfig.from_options({"model": sys.argv[1], "random_seed": int(sys.argv[2])})
+workers = int(sys.argv[4])
+server = ServerConfig(port=0, drain_timeout_s=float(sys.argv[3]), api_workers=workers)
+try:
+    code = run_server(engine, server, core_module="hpcserve.fake_engine")
+except HpcserveError as error:
+    print(error, file=sys.stderr)
+    code = error.exit_code
+sys.exit(code)
+"""
+
+
+class ServerProcess:
+    """A server of its own, over a fake core of the given life."""
+
+    def __init__(self, folder, life=0, drain_s=10.0, workers=1):
+        write_byte_tokenizer(folder)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(folder), str(life), str(drain_s), str(workers)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.line = self.process.stdout.readline()
+        self.url = self.line.split()[-1] if self.line else ""
+
+    def end(self):
+        out, err = self.process.communicate(timeout=20)
+        return self.process.returncode, out, err
 
 
 class Served:
@@ -43,7 +84,7 @@ async def _serve(folder, core, real, **options):
                 yield Served(http, client, core, "http://test")
             return
         listener = bind("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(app, ws="none", lifespan="off", log_config=None))
+        server = uvicorn.Server(uvicorn_config(app))
         # Not on the main thread: uvicorn must leave the signals of the test run alone.
         server.capture_signals = threading.RLock
         task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -67,3 +108,14 @@ def serve(tmp_path):
         asyncio.run(main())
 
     return run
+
+
+@pytest.fixture
+def server_process():
+    """Start a server as a process: `server_process(folder, life=..., workers=...)`."""
+    return ServerProcess
+
+
+@pytest.fixture
+def server_script():
+    return SERVE

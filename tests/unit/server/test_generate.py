@@ -57,7 +57,9 @@ def test_lists(serve):
 def test_stream_grows_from_the_beginning(serve):
     async def scenario(served):
         chunks = await stream(served, {"text": "hé", "sampling_params": {"temperature": 0}})
-        assert [chunk["text"] for chunk in chunks] == ["h", "hé", "hé"]
+        # News that come faster than they are sent share an event.
+        texts = [chunk["text"] for chunk in chunks]
+        assert texts[0] == "h" and texts[-1] == "hé" and texts == sorted(texts, key=len)
         assert chunks[0]["meta_info"]["finish_reason"] is None
         assert chunks[-1]["output_ids"] == [*"hé".encode(), 257]
         assert chunks[-1]["meta_info"]["completion_tokens"] == 4

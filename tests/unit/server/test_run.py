@@ -13,47 +13,9 @@ from hpcserve.errors import PortInUseError, UsageError
 from hpcserve.fake_engine import write_byte_tokenizer
 from hpcserve.server.run import bind
 
-SERVE = """
-import sys
-from hpcserve.config.engine import EngineConfig
-from hpcserve.config.server import ServerConfig
-from hpcserve.errors import HpcserveError
-from hpcserve.log import setup_logging
-from hpcserve.server.run import run_server
 
-setup_logging()
-engine = EngineConfig.from_options({"model": sys.argv[1], "random_seed": int(sys.argv[2])})
-server = ServerConfig(port=0, drain_timeout_s=float(sys.argv[3]))
-try:
-    code = run_server(engine, server, core_module="hpcserve.fake_engine")
-except HpcserveError as error:
-    print(error, file=sys.stderr)
-    code = error.exit_code
-sys.exit(code)
-"""
-
-
-class Process:
-    """A server of its own, over a fake core of the given life."""
-
-    def __init__(self, folder, life=0, drain_s=10.0):
-        write_byte_tokenizer(folder)
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SERVE, str(folder), str(life), str(drain_s)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.line = self.process.stdout.readline()
-        self.url = self.line.split()[-1] if self.line else ""
-
-    def end(self):
-        out, err = self.process.communicate(timeout=20)
-        return self.process.returncode, out, err
-
-
-def test_serves_and_ctrl_c_drains(tmp_path):
-    served = Process(tmp_path, life=3)
+def test_serves_and_ctrl_c_drains(tmp_path, server_process):
+    served = server_process(tmp_path, life=3)
     assert served.line.startswith(f"hpcserve serves {tmp_path.name} at http://127.0.0.1:")
     text = "a" * 20
     body = {"text": text, "stream": True}
@@ -71,8 +33,8 @@ def test_serves_and_ctrl_c_drains(tmp_path):
     assert "Traceback" not in err
 
 
-def test_drain_has_an_end(tmp_path):
-    served = Process(tmp_path, life=3, drain_s=0.1)
+def test_drain_has_an_end(tmp_path, server_process):
+    served = server_process(tmp_path, life=3, drain_s=0.1)
     body = {
         "text": "a",
         "stream": True,
@@ -88,8 +50,8 @@ def test_drain_has_an_end(tmp_path):
     assert "aborted 1 requests" in err
 
 
-def test_second_ctrl_c_ends_at_once(tmp_path):
-    served = Process(tmp_path, life=3, drain_s=60)
+def test_second_ctrl_c_ends_at_once(tmp_path, server_process):
+    served = server_process(tmp_path, life=3, drain_s=60)
     body = {
         "text": "a",
         "stream": True,
@@ -107,25 +69,25 @@ def test_second_ctrl_c_ends_at_once(tmp_path):
     assert "Traceback" not in err
 
 
-def test_a_dead_engine_ends_the_server(tmp_path):
-    served = Process(tmp_path, life=1)
+def test_a_dead_engine_ends_the_server(tmp_path, server_process):
+    served = server_process(tmp_path, life=1)
     assert httpx.post(served.url + "/generate", json={"text": "a" * 50}).status_code == 503
     code, _, err = served.end()
     assert code == 1
     assert "the engine is gone (core): told to die" in err
 
 
-def test_an_engine_that_cannot_start(tmp_path):
-    served = Process(tmp_path, life=5)
+def test_an_engine_that_cannot_start(tmp_path, server_process):
+    served = server_process(tmp_path, life=5)
     code, out, err = served.end()
     assert (code, out) == (2, "")
     assert err.strip().splitlines()[-1] == "no config.json in it"
 
 
-def test_ctrl_c_while_it_starts(tmp_path):
+def test_ctrl_c_while_it_starts(tmp_path, server_script):
     write_byte_tokenizer(tmp_path)
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(tmp_path), "4", "1"],
+        [sys.executable, "-c", server_script, str(tmp_path), "4", "1", "1"],
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -1,0 +1,158 @@
+"""From parsed options to a submitted job; shared by submit, render and batch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hpcserve._version import __version__
+from hpcserve.cli._jobs import layered_settings
+from hpcserve.cli.options import engine_config
+from hpcserve.config.batch import BatchConfig
+from hpcserve.config.engine import EngineConfig
+from hpcserve.config.load import Setting
+from hpcserve.errors import ConfigError
+from hpcserve.launcher.base import Launcher
+from hpcserve.launcher.job_dir import JobDir, register
+from hpcserve.launcher.request import (
+    SERVE_CONFIGS,
+    JobRequest,
+    batch_words,
+    existing_paths,
+    make_request,
+    server_words,
+)
+
+
+def serve_request(
+    ctx: click.Context, model: str | None, cluster: str | None, preset: str | None
+) -> JobRequest:
+    """What `submit` and `render submit` mean by their options."""
+    settings = layered_settings(ctx, SERVE_CONFIGS, cluster, preset)
+    engine = engine_config(settings, model)
+    files = existing_paths(engine.model.model, engine.model.tokenizer, engine.model.chat_template)
+    words = server_words(settings, _model_word(engine.model.model))
+    return make_request("serve", engine, settings, words, files)
+
+
+def batch_request(
+    ctx: click.Context,
+    batch_config: BatchConfig,
+    settings: Mapping[str, Setting],
+    engine: EngineConfig,
+) -> JobRequest:
+    """What `batch --launcher slurm` means: the same command, run on the nodes.
+
+    Raises ConfigError for stdin and stdout, which a job has no part in.
+    """
+    if "-" in (*batch_config.inputs, batch_config.output):
+        raise ConfigError("a job reads and writes files, not - ; --launcher local takes a pipe")
+    *inputs, output = (
+        str(Path(one).absolute()) for one in (*batch_config.inputs, batch_config.output)
+    )
+    words = batch_words(settings, _model_word(engine.model.model), inputs, output)
+    paths = existing_paths(engine.model.model, *inputs, str(Path(output).parent))
+    return make_request("batch", engine, settings, words, paths)
+
+
+def _model_word(model: str) -> str:
+    """A folder as an absolute path, since the job may run elsewhere; a hub name as it is."""
+    return str(next(iter(existing_paths(model)), model)) if model else model
+
+
+def make_launcher(name: str) -> tuple[Launcher, bool]:
+    """(launcher, whether it is the local one)."""
+    from hpcserve.launcher import slurm_query
+
+    if name == "slurm" or (name == "auto" and slurm_query.is_here()):
+        from hpcserve.launcher.slurm import SlurmLauncher
+
+        return SlurmLauncher(), False
+    from hpcserve.launcher.local import LocalLauncher
+
+    return LocalLauncher(), True
+
+
+def submit(request: JobRequest, launcher: str, argv: Sequence[str] = ()) -> str:
+    """Prepare the run directory, submit, and let the job be found again; returns its id."""
+    from hpcserve.launcher.script import render_script
+
+    chosen, local = make_launcher(launcher)
+    script = render_script(request, local=local)
+    job_dir = JobDir.create(request.run_dir)
+    if job_dir.job.is_file() and not request.job.run_dir:
+        raise ConfigError(f"the run directory {job_dir.path} is in use; name another --run-dir")
+    tasks = [job_dir.task(str(k)) for k in range(request.job.replicas)]
+    for one in tasks if request.job.replicas > 1 else [job_dir]:
+        JobDir.create(one.path)
+        _prepare(one, request)
+    job_dir.update_job(**_description(request, argv))
+    job_id = chosen.submit(script, request.run_dir, replicas=request.job.replicas)
+    job_dir.update_job(job_ids=[*job_dir.read_job().get("job_ids", []), job_id])
+    register(job_id, job_dir.path)
+    return job_id
+
+
+def _prepare(job_dir: JobDir, request: JobRequest) -> None:
+    """A key for the clients; what an earlier job in the same folder said is taken away."""
+    from hpcserve.launcher.files import write_atomically
+
+    key = request.settings["api_key"].value if "api_key" in request.settings else None
+    if key:
+        write_atomically(job_dir.api_key, f"{key}\n", mode=0o600)
+    elif request.kind == "serve" and request.job.auth:
+        job_dir.ensure_api_key()
+    for path in (job_dir.state, job_dir.endpoint, job_dir.control, job_dir.events):
+        path.unlink(missing_ok=True)
+
+
+def _description(request: JobRequest, argv: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": request.name,
+        "kind": request.kind,
+        "model": request.engine.model.model,
+        "layout": vars(request.layout),
+        "replicas": request.job.replicas,
+        "command_line": list(argv or sys.argv),
+        "login_host": request.cluster.login_host,
+        "created_at": time.time(),
+        "version": __version__,
+        "settings": {
+            name: {"value": one.value, "origin": one.origin}
+            for name, one in request.settings.items()
+            if not one.is_default and name != "api_key"
+        },
+    }
+
+
+def say_script(request: JobRequest) -> None:
+    """The batch script alone on stdout; what a reader should know besides, on stderr."""
+    from hpcserve.launcher.script import render_script
+
+    click.echo(render_script(request), nl=False)
+    if request.layout.warning:
+        click.echo(f"note: {request.layout.warning}", err=True)
+
+
+def say_submitted(request: JobRequest, job_id: str) -> None:
+    """What a user does next, ready to be copied."""
+    lines = [
+        f"job {job_id}  {request.name}",
+        f"run directory  {request.run_dir}",
+        "",
+        f"  hpcserve wait {job_id}              until it answers",
+        f'  eval "$(hpcserve endpoint {job_id} --env)"   sets OPENAI_BASE_URL and OPENAI_API_KEY',
+        f"  hpcserve logs {job_id} -f           what it says",
+        f"  hpcserve cancel {job_id}            ends it",
+    ]
+    if request.kind == "batch":
+        lines = [line for line in lines if "endpoint" not in line]
+        lines = [line.replace("until it answers", "until it is done") for line in lines]
+    click.echo("\n".join(lines))
+    if request.layout.warning:
+        click.echo(f"note: {request.layout.warning}", err=True)

@@ -1,0 +1,51 @@
+"""`hpcserve job`: the batch process of a SLURM job (what the batch script runs)."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command(hidden=True, context_settings={"ignore_unknown_options": True})
+@click.option("--run-dir", required=True)
+@click.option("--kind", type=click.Choice(["serve", "batch"]), default="serve")
+@click.option("--continue-with", default="none")
+@click.option("--max-restarts", type=int, default=3)
+@click.option("--ready-timeout", type=float, default=3600.0)
+@click.option("--drain", type=float, default=20.0)
+@click.option("--rank-timeout", type=float, default=60.0)
+@click.option("--auth/--no-auth", default=True)
+@click.option("--all-reduce", is_flag=True, help="--preflight full")
+@click.option("--ifname", envvar="HPCSERVE_IFNAME")
+@click.argument("step", nargs=-1, type=click.UNPROCESSED, required=True)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    run_dir: str,
+    kind: str,
+    continue_with: str,
+    max_restarts: int,
+    ready_timeout: float,
+    drain: float,
+    rank_timeout: float,
+    auth: bool,
+    all_reduce: bool,
+    ifname: str | None,
+    step: tuple[str, ...],
+) -> None:
+    """Start STEP on the nodes, watch it, drain it in time, and say why it ended."""
+    from hpcserve.launcher.signals import SignalInbox
+
+    inbox = SignalInbox()  # before anything slow: SIGUSR1 ends a Python that has no handler
+    from hpcserve.launcher.batch_process import AllReduce, supervise
+    from hpcserve.launcher.supervisor import SupervisorOptions
+
+    options = SupervisorOptions(
+        kind=kind,
+        continue_with=continue_with,
+        max_restarts=max_restarts,
+        ready_timeout_s=ready_timeout,
+        drain_s=drain,
+        rank_timeout_s=rank_timeout,
+    )
+    check = AllReduce(ifname) if all_reduce else None
+    ctx.exit(supervise(run_dir, step, options, inbox, auth=auth, check=check))

@@ -1,0 +1,66 @@
+"""`hpcserve logs`: what a job says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+POLL_S = 0.3
+
+
+@click.command()
+@click.argument("job")
+@click.option("-f", "--follow", is_flag=True, help="go on until the job is over")
+@click.option("--rank", type=int, help="one node's log; default: the job's own and all ranks'")
+@click.option("-n", "--lines", type=int, default=100, show_default=True, help="last lines of each")
+def command(job: str, follow: bool, rank: int | None, lines: int) -> None:
+    """Print the logs of JOB (id, name, array task or run directory)."""
+    from hpcserve.errors import LauncherError
+    from hpcserve.launcher.resolve import find
+    from hpcserve.launcher.status import status
+
+    ref = find(job)
+
+    def paths() -> list[Path]:
+        if rank is not None:
+            return [ref.job_dir.rank_log(rank)]
+        return [ref.job_dir.job_log, *sorted(ref.job_dir.logs.glob("rank-*.log"))]
+
+    if not follow and not any(path.exists() for path in paths()):
+        raise LauncherError(f"job {ref.job_id} has written no such log yet ({paths()[0]})")
+    readers: dict[Path, int] = {}
+    next_ask = 0.0
+    over = False
+    while True:
+        for path in paths():
+            readers[path] = _print_from(path, readers.get(path), lines, several=rank is None)
+        if not follow or over:
+            return
+        if time.monotonic() > next_ask:
+            next_ask = time.monotonic() + 5.0
+            over = status(ref).state.over
+        time.sleep(POLL_S)
+
+
+def _print_from(path: Path, start: int | None, lines: int, *, several: bool) -> int:
+    """Print what is new, whole lines only; returns where to go on."""
+    try:
+        content = path.read_bytes() if start is None else _rest(path, start)
+    except OSError:
+        return start or 0
+    end = content.rfind(b"\n") + 1
+    text = content[:end].decode("utf-8", errors="replace").splitlines()
+    if start is None:
+        text = text[-lines:]
+    prefix = f"{path.stem} | " if several else ""
+    for line in text:
+        click.echo(prefix + line)
+    return (start or 0) + end
+
+
+def _rest(path: Path, start: int) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(start)
+        return stream.read()

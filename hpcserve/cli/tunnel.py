@@ -1,0 +1,31 @@
+"""`hpcserve tunnel`: the ssh command that brings a server to a laptop."""
+
+from __future__ import annotations
+
+import getpass
+import shlex
+import socket
+
+import click
+
+
+@click.command()
+@click.argument("job")
+@click.option("--login", help="login node as the laptop knows it; default: the cluster file's")
+@click.option("--port", type=int, default=8000, show_default=True, help="port on the laptop")
+def command(job: str, login: str | None, port: int) -> None:
+    """Print the command to run on your laptop, to reach JOB at http://localhost:PORT."""
+    from hpcserve.errors import LauncherError
+    from hpcserve.launcher.files import read_json
+    from hpcserve.launcher.network import url_host
+    from hpcserve.launcher.resolve import find
+
+    ref = find(job)
+    record = read_json(ref.job_dir.endpoint)
+    if record is None:
+        raise LauncherError(f"job {ref.job_id} does not answer yet; try `hpcserve wait {job}`")
+    login = login or ref.job_dir.read_job().get("login_host") or socket.getfqdn()
+    forward = f"{port}:{url_host(record['address'])}:{record['port']}"
+    words = ["ssh", "-N", "-L", forward, f"{getpass.getuser()}@{login}"]
+    click.echo(" ".join(map(shlex.quote, words)))
+    click.echo(f"then: export OPENAI_BASE_URL=http://localhost:{port}/v1", err=True)

@@ -1,0 +1,280 @@
+"""The executor of several GPUs: one process per rank, each step broadcast to all of them.
+
+The ranks meet without us; we only pass on where. Rank 0 of the last stage answers. A rank that
+dies, falls silent or makes no progress ends the replica with an error that names it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+
+from hpcserve import envs
+from hpcserve.config.engine import EngineConfig
+from hpcserve.distributed.topology import Topology
+from hpcserve.engine.executor import Executor, StepHandle
+from hpcserve.engine.worker_process import WorkerProcess
+from hpcserve.errors import EngineDeadError, EngineStartError, HpcserveError
+from hpcserve.ipc.endpoints import Endpoint, OwnedEndpoint, create_endpoint
+from hpcserve.ipc.messages import (
+    FromWorker,
+    LockstepOutput,
+    ModelRunnerOutput,
+    SchedulerOutput,
+    StopWorker,
+    StoreAddress,
+    TokenLogprobs,
+    WorkerBeat,
+    WorkerFailed,
+    WorkerHello,
+    WorkerInfo,
+    WorkerReady,
+)
+from hpcserve.ipc.worker_channel import BEATS, ExecutorChannel
+from hpcserve.log import get_logger
+
+logger = get_logger(__name__)
+
+#: A rank whose signs of life stop for so long counts as gone: it was halted, or its node is lost.
+SILENCE_S = 8.0
+_POLL_MS = 100
+#: Ranks that end in order are given this long; after a failure they are killed.
+_STOP_S = 5.0
+#: After the first sign of a fault: time for those of the others, to tell cause from effect.
+_BLAME_S = 0.5
+#: A rank that beats twice a second and has not for so long is suspect.
+_MISSED_S = 1.5
+
+
+class RemoteStep(StepHandle):
+    """A step that is on its way through the ranks."""
+
+    def __init__(self, executor: MpExecutor, step_id: int) -> None:
+        self._executor = executor
+        self._step_id = step_id
+
+    def done(self) -> bool:
+        return self._executor.has_result(self._step_id)
+
+    def result(self) -> ModelRunnerOutput:
+        return self._executor.wait_result(self._step_id)
+
+
+class MpExecutor(Executor):
+    """Raises on construction what its ranks raised, or EngineStartError.
+
+    folder: where the socket's file goes, so that whoever owns the folder can remove it.
+    """
+
+    def __init__(self, config: EngineConfig, *, folder: Path | None = None) -> None:
+        self._topology = Topology(config.parallel)
+        self._ranks = self._topology.companions(config.dp_rank)
+        dp_ranks = dict.fromkeys(self._topology.place(rank).dp_rank for rank in self._ranks)
+        self._output_ranks = [self._topology.output_rank(dp_rank) for dp_rank in dp_ranks]
+        # Of replicas that step together: the results of the oldest step, until all are here.
+        self._parts: dict[int, list[ModelRunnerOutput]] = {}
+        self._watchdog_s = config.parallel.watchdog_timeout
+        self._results: deque[ModelRunnerOutput] = deque()
+        self._issued: deque[tuple[int, float]] = deque()
+        self._ready: dict[int, WorkerInfo] = {}
+        self._beats: dict[int, tuple[float, int]] = {}
+        self._nodes: dict[int, str] = {}
+        self._store: StoreAddress | None = None
+        self._serving = False
+        self._failure: HpcserveError | None = None
+        self._complaints: list[WorkerFailed] = []
+        self._owned: OwnedEndpoint | None = None
+        if config.worker_endpoint is not None:
+            endpoint = Endpoint.parse(config.worker_endpoint)
+        else:
+            self._owned = create_endpoint(folder, name="workers.sock")
+            endpoint = self._owned.endpoint
+        self._channel = ExecutorChannel(endpoint)
+        self._processes: dict[int, WorkerProcess] = {}
+        try:
+            node = config.parallel.node_rank
+            for rank in self._ranks:
+                if self._topology.place(rank).node_rank == node:
+                    self._processes[rank] = WorkerProcess.spawn(config, rank, endpoint)
+            self.info = self._wait_ready()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    # ------------------------------------------------------------ steps
+
+    def submit(self, step: SchedulerOutput | LockstepOutput) -> StepHandle:
+        self.check()
+        self._channel.broadcast(self._ranks, step)
+        self._issued.append((step.step_id, time.monotonic()))
+        return RemoteStep(self, step.step_id)
+
+    def has_result(self, step_id: int) -> bool:
+        self._receive(0)
+        return bool(self._results) and self._results[0].step_id == step_id
+
+    def wait_result(self, step_id: int) -> ModelRunnerOutput:
+        """Results come, and are taken, in the order of the steps."""
+        while not self._results:
+            self._receive(_POLL_MS)
+            self.check()
+        output = self._results.popleft()
+        if output.step_id != step_id:
+            raise EngineDeadError(f"step {step_id} was answered by step {output.step_id}")
+        self._issued.popleft()
+        if self._issued:
+            # The next one has the device from now on.
+            self._issued[0] = (self._issued[0][0], time.monotonic())
+        return output
+
+    # ------------------------------------------------------------ health
+
+    def check(self) -> None:
+        self._receive(0)
+        if self._failure is not None:
+            raise self._failure
+        ended = any(not process.is_alive for process in self._processes.values())
+        if ended or self._complaints:
+            raise self._culprit()
+        if self._serving:
+            self._check_silence()
+            self._check_progress()
+
+    def _culprit(self) -> HpcserveError:
+        """The rank that is to blame: ranks that lost a peer fail as well, and may say so first."""
+        remote = len(self._processes) < len(self._ranks)
+        deadline = time.monotonic() + (_MISSED_S + _BLAME_S if remote else _BLAME_S)
+        while (left := deadline - time.monotonic()) > 0:
+            self._receive(int(left * 1000) + 1)
+        ended = [rank for rank, process in self._processes.items() if not process.is_alive]
+        killed = [rank for rank in ended if self._processes[rank].was_killed]
+        if killed:
+            return self._dead(killed[0], self._processes[killed[0]].end_reason())
+        lost = self._lost_ranks()
+        if lost and not any(one.is_own_fault for one in self._complaints):
+            return self._dead(lost[0], "it is gone; the log of its node says why")
+        if self._complaints:
+            first = min(self._complaints, key=lambda one: not one.is_own_fault)
+            error = self._dead(first.rank, first.reason)
+            error.exit_code = first.exit_code
+            return error
+        return self._dead(ended[0], self._processes[ended[0]].end_reason())
+
+    def _lost_ranks(self) -> list[int]:
+        """Ranks of other nodes that have stopped giving signs of life."""
+        complaining = {one.rank for one in self._complaints}
+        now = time.monotonic()
+        return [
+            rank
+            for rank, (seen, _) in self._beats.items()
+            if rank not in self._processes and rank not in complaining and now - seen > _MISSED_S
+        ]
+
+    def _check_silence(self) -> None:
+        now = time.monotonic()
+        for rank, (seen, _) in self._beats.items():
+            if now - seen > SILENCE_S:
+                raise self._dead(rank, f"it gave no sign of life for {now - seen:.0f} s")
+
+    def _check_progress(self) -> None:
+        if not self._issued:
+            return
+        step_id, since = self._issued[0]
+        waited = time.monotonic() - since
+        if waited < self._watchdog_s:
+            return
+        behind = min(self._beats, key=lambda rank: self._beats[rank][1])
+        raise self._dead(
+            behind,
+            f"step {step_id} did not end in {waited:.0f} s (--watchdog-timeout), and this rank is "
+            f"the one furthest behind (at step {self._beats[behind][1]})",
+        )
+
+    def _dead(self, rank: int, reason: str) -> HpcserveError:
+        kind = EngineDeadError if self._serving else EngineStartError
+        node = self._nodes.get(rank, "an unknown node")
+        self._failure = kind(f"{self._topology.place(rank)} on {node}: {reason}")
+        return self._failure
+
+    # ------------------------------------------------------------ messages
+
+    def _receive(self, timeout_ms: int) -> None:
+        for message in self._channel.receive(timeout_ms):
+            self._handle(message)
+
+    def _handle(self, message: FromWorker) -> None:
+        if isinstance(message, ModelRunnerOutput):
+            self._take(message)
+        elif isinstance(message, WorkerBeat):
+            self._beats[message.rank] = (time.monotonic(), message.last_step)
+            self._channel.send(message.rank, WorkerBeat(-1), BEATS)
+        elif isinstance(message, WorkerReady):
+            self._ready[message.rank] = message.info
+        elif isinstance(message, WorkerHello):
+            self._nodes[message.rank] = message.node
+            self._introduce()
+        elif isinstance(message, StoreAddress):
+            self._store = message
+            self._introduce()
+        else:
+            self._nodes[message.rank] = message.node
+            self._complaints.append(message)
+
+    def _take(self, part: ModelRunnerOutput) -> None:
+        parts = self._parts.setdefault(part.step_id, [])
+        parts.append(part)
+        if len(parts) == len(self._output_ranks):
+            del self._parts[part.step_id]
+            self._results.append(joined(parts))
+
+    def _introduce(self) -> None:
+        """Tell the ranks where they meet, once all of them can be reached."""
+        if self._store is not None and len(self._nodes) == len(self._ranks):
+            self._channel.broadcast(self._ranks[1:], self._store)
+
+    def _wait_ready(self) -> WorkerInfo:
+        limit_s = envs.HPCSERVE_START_TIMEOUT_S.get()
+        deadline = time.monotonic() + limit_s
+        while len(self._ready) < len(self._ranks):
+            self._receive(_POLL_MS)
+            self.check()
+            if time.monotonic() > deadline:
+                missing = [rank for rank in self._ranks if rank not in self._nodes]
+                late = missing or [rank for rank in self._ranks if rank not in self._ready]
+                what = "did not join" if missing else "was not ready"
+                raise self._dead(late[0], f"it {what} in {limit_s:g} s")
+        self._serving = True
+        now = time.monotonic()
+        self._beats = dict.fromkeys(self._ranks, (now, 0))
+        return self._ready[self._output_ranks[0]]
+
+    def shutdown(self) -> None:
+        if self._failure is None and len(self._ready) == len(self._ranks):
+            self._channel.broadcast(self._ranks, StopWorker())
+            deadline = time.monotonic() + _STOP_S
+            for process in self._processes.values():
+                process.stop(max(0.0, deadline - time.monotonic()))
+        for process in self._processes.values():
+            process.kill()
+        self._channel.close()
+        if self._owned is not None:
+            self._owned.remove()
+
+
+def joined(parts: list[ModelRunnerOutput]) -> ModelRunnerOutput:
+    """The results of replicas that stepped together: one's rows after another's."""
+    if len(parts) == 1:
+        return parts[0]
+    parts.sort(key=lambda part: part.dp_rank)
+    logprobs: dict[int, TokenLogprobs] = {}
+    prompts: dict[int, list[TokenLogprobs]] = {}
+    first = 0
+    for part in parts:
+        logprobs |= {first + row: entry for row, entry in (part.logprobs or {}).items()}
+        prompts |= {first + row: entry for row, entry in (part.prompt_logprobs or {}).items()}
+        first += len(part.sampled_token_ids)
+    sampled = np.concatenate([part.sampled_token_ids for part in parts])
+    return ModelRunnerOutput(parts[0].step_id, sampled, logprobs or None, prompts or None)

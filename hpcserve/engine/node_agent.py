@@ -1,0 +1,122 @@
+"""What `hpcserve serve --node-rank R` is on all nodes but the first: it runs what node 0 asks for.
+
+Node 0 asks for cores of replicas that live here, or for ranks of one that spans nodes. This
+process ends, with all it started, when node 0 says so or is gone.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from typing import Any
+
+from hpcserve import envs
+from hpcserve.config.engine import EngineConfig
+from hpcserve.distributed.rendezvous import Member, Message
+from hpcserve.engine.model_folder import with_model_folder
+from hpcserve.engine.supervisor import CORE_MODULE, CoreProcess
+from hpcserve.engine.worker_process import WorkerProcess
+from hpcserve.errors import EngineStartError
+from hpcserve.ipc.endpoints import Endpoint, free_port, new_token
+from hpcserve.log import get_logger
+
+logger = get_logger(__name__)
+
+_POLL_S = 0.5
+#: Options that may differ between nodes.
+_OWN_OPTIONS = ("node_rank", "model", "tokenizer", "dist_init_addr")
+
+
+def shared_options(config: EngineConfig) -> dict[str, Any]:
+    """What must be the same on every node."""
+    return {key: value for key, value in config.to_options().items() if key not in _OWN_OPTIONS}
+
+
+def run_agent(config: EngineConfig, *, module: str = CORE_MODULE) -> int:
+    """Serve node 0 until it ends; returns the exit code."""
+    agent = _Agent(with_model_folder(config), module)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: agent.stop())
+    try:
+        return agent.run()
+    finally:
+        agent.end_all()
+
+
+class _Agent:
+    def __init__(self, config: EngineConfig, module: str) -> None:
+        self._config = config
+        self._module = module
+        self._workers: dict[int, WorkerProcess] = {}
+        self._cores: dict[int, CoreProcess] = {}
+        self._stopping = threading.Event()
+        parallel = config.parallel
+        hello = {
+            "kind": "hello",
+            "node_rank": parallel.node_rank,
+            "host": socket.gethostname(),
+            "options": shared_options(config),
+        }
+        self._head = Member(
+            str(parallel.dist_init_addr), hello, envs.HPCSERVE_START_TIMEOUT_S.get()
+        )
+        logger.info("node %d joined %s", parallel.node_rank, parallel.dist_init_addr)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def run(self) -> int:
+        """Exit code: 0 where it was told to end, 1 where node 0 is gone."""
+        while not self._stopping.is_set():
+            try:
+                message = self._head.receive(_POLL_S)
+            except EOFError:
+                logger.error("node 0 is gone; this node ends")
+                return 1
+            if message is not None and self._obey(message):
+                return 0
+            self._report_ended()
+        return 0
+
+    def end_all(self) -> None:
+        for worker in self._workers.values():
+            worker.kill()
+        for core in self._cores.values():
+            core.kill()
+        self._head.close()
+
+    def _obey(self, message: Message) -> bool:
+        """True for the order to end."""
+        kind = message["kind"]
+        if kind == "refused":
+            raise EngineStartError(f"node 0 refuses this node: {message['reason']}")
+        if kind == "workers":
+            endpoint = Endpoint.parse(message["endpoint"])
+            for rank in message["ranks"]:
+                self._workers[rank] = WorkerProcess.spawn(self._config, rank, endpoint)
+        elif kind == "core":
+            self._start_core(message["dp_rank"])
+        return bool(kind == "end")
+
+    def _start_core(self, dp_rank: int) -> None:
+        host = self._head.own_address()
+        address = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
+        endpoint = Endpoint(f"{address}:{free_port(host)}", new_token())
+        core = CoreProcess.spawn(self._config, endpoint, module=self._module, dp_rank=dp_rank)
+        self._cores[dp_rank] = core
+        core.on_exit(
+            lambda code, reason: self._head.send(
+                {"kind": "core-ended", "dp_rank": dp_rank, "code": code, "reason": reason}
+            )
+        )
+        self._head.send({"kind": "core", "dp_rank": dp_rank, "endpoint": str(endpoint)})
+
+    def _report_ended(self) -> None:
+        for rank in [rank for rank, one in self._workers.items() if not one.is_alive]:
+            worker = self._workers.pop(rank)
+            if worker.ended_in_order:
+                continue
+            reason = worker.end_reason()
+            logger.error("rank %d of this node ended: %s", rank, reason)
+            self._head.send({"kind": "worker-ended", "rank": rank, "reason": reason})

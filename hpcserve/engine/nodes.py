@@ -1,0 +1,110 @@
+"""The other nodes, as node 0's launcher sees them: who has joined, and what they run for us."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from hpcserve import envs
+from hpcserve.config.engine import EngineConfig
+from hpcserve.config.parallel import split_address
+from hpcserve.distributed.rendezvous import Head, Message
+from hpcserve.distributed.topology import Topology
+from hpcserve.engine.node_agent import shared_options
+from hpcserve.errors import ConfigError, EngineStartError
+from hpcserve.ipc.endpoints import Endpoint, free_port, new_token
+from hpcserve.log import get_logger
+
+logger = get_logger(__name__)
+
+
+class Nodes:
+    """Used on one event loop.
+
+    on_lost: called with a node's rank and name when it is gone.
+    on_core_ended: called with (dp_rank, exit code, reason).
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        on_lost: Callable[[int, str], None],
+        on_core_ended: Callable[[int, int, str], None],
+    ) -> None:
+        self._config = config
+        self._topology = Topology(config.parallel)
+        self._on_lost = on_lost
+        self._on_core_ended = on_core_ended
+        self._hosts: dict[int, str] = {}
+        self._joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._endpoints: dict[int, asyncio.Future[Endpoint]] = {}
+        loop = asyncio.get_running_loop()
+
+        def receive(node_rank: int, message: Message | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._handle, node_rank, message)
+
+        self._head = Head(str(config.parallel.dist_init_addr), config.parallel.nnodes, receive)
+
+    async def wait(self) -> None:
+        """Until every node has joined.  Raises EngineStartError that names those who have not."""
+        limit_s = envs.HPCSERVE_START_TIMEOUT_S.get()
+        logger.info("waiting for %d nodes", self._config.parallel.nnodes - 1)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._joined), limit_s)
+        except asyncio.TimeoutError:
+            everyone = range(1, self._config.parallel.nnodes)
+            missing = [str(rank) for rank in everyone if rank not in self._hosts]
+            raise EngineStartError(
+                f"node {', '.join(missing)} of {self._config.parallel.nnodes} did not join at "
+                f"{self._config.parallel.dist_init_addr} in {limit_s:g} s; see the log there"
+            ) from None
+
+    def start_workers(self) -> Endpoint:
+        """Let the other nodes start their ranks of the one replica.  Returns where its core must
+        listen for them."""
+        host, _ = split_address(str(self._config.parallel.dist_init_addr))
+        address = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
+        endpoint = Endpoint(f"{address}:{free_port(host)}", new_token())
+        for node_rank in self._hosts:
+            ranks = list(self._topology.on_node(node_rank))
+            order = {"kind": "workers", "ranks": ranks, "endpoint": str(endpoint)}
+            self._head.send(node_rank, order)
+        return endpoint
+
+    async def start_core(self, dp_rank: int) -> Endpoint:
+        """Let a replica's node start its core.  Returns where that listens."""
+        future: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
+        self._endpoints[dp_rank] = future
+        self._head.send(self._topology.core_node(dp_rank), {"kind": "core", "dp_rank": dp_rank})
+        return await future
+
+    def close(self) -> None:
+        self._head.close()
+
+    def _handle(self, node_rank: int, message: Message | None) -> None:
+        if message is None:
+            self._on_lost(node_rank, self._hosts.pop(node_rank, "?"))
+        elif message["kind"] == "hello":
+            self._hello(node_rank, message)
+        elif message["kind"] == "core":
+            self._endpoints.pop(message["dp_rank"]).set_result(Endpoint.parse(message["endpoint"]))
+        elif message["kind"] == "core-ended":
+            self._on_core_ended(message["dp_rank"], message["code"], message["reason"])
+        else:
+            logger.error("rank %d ended: %s", message["rank"], message["reason"])
+
+    def _hello(self, node_rank: int, message: Message) -> None:
+        own, theirs = shared_options(self._config), message["options"]
+        for name in own:
+            if own[name] != theirs.get(name) and not self._joined.done():
+                self._joined.set_exception(
+                    ConfigError(
+                        f"node {node_rank} ({message['host']}) was started with {name} "
+                        f"{theirs.get(name)!r}, node 0 with {own[name]!r}; use the same command"
+                    )
+                )
+        self._hosts[node_rank] = message["host"]
+        logger.info("node %d joined: %s", node_rank, message["host"])
+        if len(self._hosts) == self._config.parallel.nnodes - 1 and not self._joined.done():
+            self._joined.set_result(None)

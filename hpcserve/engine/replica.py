@@ -1,0 +1,129 @@
+"""One core as its frontend sees it: the process, the way to it, and what it said of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from hpcserve.config.engine import EngineConfig
+from hpcserve.engine.supervisor import CoreProcess
+from hpcserve.ipc.channel import FrontendChannel
+from hpcserve.ipc.endpoints import Endpoint, OwnedEndpoint, create_endpoint
+from hpcserve.ipc.messages import CoreMessage, EngineDead, FrontendMessage, Ready
+
+#: The core's last words travel by another way than the news of its end: they may come later.
+_LAST_WORDS_S = 0.2
+
+
+class Replica:
+    """A core that runs, or will. One that is gone is replaced by a new object.
+
+    on_message: called with each message, Ready and EngineDead among them.
+    owns_core: whether the core ends with us.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        endpoint: Endpoint,
+        on_message: Callable[[Replica, CoreMessage], None],
+        owned: OwnedEndpoint | None = None,
+        *,
+        owns_core: bool = True,
+    ) -> None:
+        self._owns_core = owns_core
+        self.index = index
+        self.endpoint = endpoint
+        self.ready: Ready | None = None
+        self.dead: EngineDead | None = None
+        #: True while it takes no new requests.
+        self.draining = False
+        #: Requests that it works on.
+        self.num_open = 0
+        self.closed = False
+        self._owned = owned
+        self._process: CoreProcess | None = None
+        self._loop = asyncio.get_running_loop()
+        self._on_message = on_message
+        self._channel = FrontendChannel(endpoint, self._receive)
+
+    @classmethod
+    def spawn(
+        cls,
+        index: int,
+        config: EngineConfig,
+        on_message: Callable[[Replica, CoreMessage], None],
+        *,
+        module: str,
+        workers: Endpoint | None = None,
+    ) -> Replica:
+        """Start a core process and connect to it; it is not ready yet.
+
+        workers: where its ranks on other nodes look for it.
+        """
+        owned = create_endpoint()
+        replica = cls(index, owned.endpoint, on_message, owned)
+        process = CoreProcess.spawn(
+            config, owned.endpoint, module=module, dp_rank=index, workers=workers
+        )
+        replica._attach(process)
+        return replica
+
+    def lost(self, reason: str, exit_code: int = 1) -> None:
+        """Whoever runs its core says that it is gone."""
+        self._receive(EngineDead("core", reason, exit_code if exit_code > 0 else 1))
+
+    @property
+    def takes_requests(self) -> bool:
+        return self.ready is not None and self.dead is None and not self.draining
+
+    @property
+    def pid(self) -> int | None:
+        """Of the core, if it was started here."""
+        return None if self._process is None else self._process.pid
+
+    def send(self, message: FrontendMessage) -> None:
+        """Queue a message; one that is gone or closed gets none."""
+        if self.dead is None and not self.closed:
+            self._channel.send(message)
+
+    def declare_gone(self, reason: str) -> None:
+        """Whoever started the core knows that it ended, and this process cannot."""
+        self._receive(EngineDead("core", reason))
+
+    async def close(self, shutdown: FrontendMessage) -> None:
+        """Free everything; a core that was started here ends, in order where it is ready."""
+        if self.closed:
+            return
+        if self._owns_core and self.ready is not None:
+            self.send(shutdown)
+        self.closed = True
+        self._channel.close()
+        if self._process is not None:
+            ordered = self.ready is not None and self.dead is None
+            await asyncio.to_thread(self._process.stop if ordered else self._process.kill)
+        if self._owned is not None:
+            self._owned.remove()
+
+    def _receive(self, message: CoreMessage) -> None:
+        if isinstance(message, Ready):
+            if self.ready is not None:
+                return
+            self.ready = message
+        elif isinstance(message, EngineDead):
+            if self.dead is not None or self.closed:
+                return
+            self.dead = message
+        self._on_message(self, message)
+
+    def _attach(self, process: CoreProcess) -> None:
+        self._process = process
+
+        def on_exit(exit_code: int, reason: str) -> None:
+            dead = EngineDead("core", reason, exit_code if exit_code > 0 else 1)
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(
+                    self._loop.call_later, _LAST_WORDS_S, self._receive, dead
+                )
+
+        process.on_exit(on_exit)

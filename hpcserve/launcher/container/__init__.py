@@ -1,0 +1,1 @@
+"""Container runtimes, one per file: how each starts a command in an image."""

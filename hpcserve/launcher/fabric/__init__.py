@@ -1,0 +1,1 @@
+"""The network between nodes, one kind per file: which variables it forces, and why."""

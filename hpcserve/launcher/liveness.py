@@ -1,0 +1,63 @@
+"""Which ranks show signs of life. Judged by our own clock: nodes' clocks may differ."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from hpcserve.launcher.files import read_json
+from hpcserve.launcher.job_dir import JobDir
+
+#: A node writes its file this often.
+BEAT_S = 2.0
+
+
+@dataclass
+class _Seen:
+    beat: int = -1
+    at: float = 0.0
+    host: str = ""
+    ended: bool = False
+
+
+@dataclass
+class Liveness:
+    """Follows the heartbeats of `num_nodes` ranks of one run of the job."""
+
+    job_dir: JobDir
+    incarnation: str
+    num_nodes: int
+    timeout_s: float
+    _seen: dict[int, _Seen] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Read every rank's file; files of earlier runs do not count."""
+        now = time.monotonic()
+        for rank in range(self.num_nodes):
+            content = read_json(self.job_dir.node(rank))
+            if content is None or content.get("incarnation") != self.incarnation:
+                continue
+            seen = self._seen.setdefault(rank, _Seen())
+            if content.get("beat") != seen.beat:
+                seen.beat, seen.at = int(content.get("beat", 0)), now
+                seen.host = str(content.get("host", ""))
+                seen.ended = content.get("phase") == "ended"
+
+    def all_alive(self) -> bool:
+        return len(self._seen) == self.num_nodes and not self.lost()
+
+    def lost(self) -> list[tuple[int, str, float]]:
+        """(rank, host, seconds of silence) of ranks that were there and are silent.
+
+        One that said that it ended is not lost: srun tells how it ended.
+        """
+        now = time.monotonic()
+        return [
+            (rank, seen.host, now - seen.at)
+            for rank, seen in sorted(self._seen.items())
+            if now - seen.at > self.timeout_s and not seen.ended
+        ]
+
+    def missing(self) -> list[int]:
+        """Ranks that have never shown up."""
+        return [rank for rank in range(self.num_nodes) if rank not in self._seen]

@@ -1,0 +1,181 @@
+"""What a user asked for, resolved: every option with its origin, and the layout that follows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.config.cluster import ClusterConfig
+from hpcserve.config.engine import PARTS, EngineConfig
+from hpcserve.config.job import JobConfig
+from hpcserve.config.load import Setting, build
+from hpcserve.config.server import ServerConfig
+from hpcserve.config.slurm import SlurmConfig
+from hpcserve.errors import ConfigError
+from hpcserve.launcher.job_dir import JobDir, default_run_dir
+from hpcserve.launcher.layout import Layout, infer_layout
+
+#: Every option that `submit` and `render submit` take.
+SERVE_CONFIGS: tuple[type[Any], ...] = (
+    SlurmConfig,
+    ClusterConfig,
+    JobConfig,
+    ServerConfig,
+    *PARTS.values(),
+)
+
+
+#: Every option that `batch` and `render batch` take.
+BATCH_CONFIGS: tuple[type[Any], ...] = (
+    BatchConfig,
+    RowDefaults,
+    SlurmConfig,
+    ClusterConfig,
+    JobConfig,
+    *PARTS.values(),
+)
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """kind: serve or batch.  engine_words: the engine's command line, after its verb.
+
+    settings: every option by field name, with its origin.
+    paths: files and folders that a container must see.
+    """
+
+    kind: str
+    engine: EngineConfig
+    slurm: SlurmConfig
+    cluster: ClusterConfig
+    job: JobConfig
+    layout: Layout
+    name: str
+    run_dir: Path
+    engine_words: tuple[str, ...]
+    settings: Mapping[str, Setting]
+    paths: tuple[Path, ...] = ()
+    python: str = field(default=sys.executable)
+
+    @property
+    def job_dir(self) -> JobDir:
+        return JobDir(self.run_dir)
+
+
+def make_request(
+    kind: str,
+    engine: EngineConfig,
+    settings: Mapping[str, Setting],
+    engine_words: Sequence[str],
+    paths: Sequence[Path] = (),
+) -> JobRequest:
+    """Resolve layout, name and run directory.
+
+    Raises ConfigError for a layout that does not come out, and for options that contradict.
+    """
+    slurm, cluster = build(SlurmConfig, settings), build(ClusterConfig, settings)
+    job = build(JobConfig, settings)
+    for one in _SET_BY_THE_LAUNCHER:
+        if not settings[one].is_default:
+            raise ConfigError(f"{one} is set by the job itself on each node; give --nodes instead")
+    layout = layout_of(engine, slurm, cluster, settings)
+    engine = engine.replace(tp_size=layout.tp)
+    name = slurm.job_name or f"hpcserve-{Path(engine.model.model).name or 'tiny-chat'}"
+    run_dir = Path(job.run_dir) if job.run_dir else default_run_dir(name)
+    words = [*engine_words]
+    if layout.tp > 1 and "--tp" not in words:
+        words += ["--tp", str(layout.tp)]
+    return JobRequest(
+        kind=kind,
+        engine=engine,
+        slurm=slurm,
+        cluster=cluster,
+        job=job,
+        layout=layout,
+        name=name,
+        run_dir=run_dir.absolute(),
+        engine_words=tuple(words),
+        settings=settings,
+        paths=tuple(paths),
+        python=_python(cluster),
+    )
+
+
+def layout_of(
+    engine: EngineConfig,
+    slurm: SlurmConfig,
+    cluster: ClusterConfig,
+    settings: Mapping[str, Setting],
+) -> Layout:
+    def given(name: str) -> int | None:
+        return None if settings[name].is_default else int(getattr(engine.parallel, name))
+
+    return infer_layout(
+        tp=given("tp_size"),
+        pp=given("pp_size"),
+        dp=given("dp_size"),
+        nodes=slurm.nodes,
+        gpus_per_node=slurm.gpus_per_node,
+        node_gpus=cluster.node_gpus,
+        on_gpus=engine.backend.device != "cpu" and cluster.gpu_request != "none",
+    )
+
+
+def server_words(settings: Mapping[str, Setting], model: str) -> tuple[str, ...]:
+    """The command line of `hpcserve serve` in a job: what was asked for, and a free port.
+
+    The key goes by a file that only the user can read, never by a command line.
+    """
+    from hpcserve.launcher.engine_command import option_words
+
+    kept = {
+        name: one.value
+        for name, one in settings.items()
+        if not one.is_default and name not in _SET_BY_THE_JOB
+    }
+    configs = (*PARTS.values(), ServerConfig)
+    host, port = settings["host"], settings["port"]
+    fixed = ["--model", model] if model else []  # without one the engine takes its own
+    fixed += ["--host", "0.0.0.0" if host.is_default else str(host.value)]
+    fixed += ["--port", "0" if port.is_default else str(port.value)]
+    fixed += ["--drain-timeout", str(settings["job_drain_s"].value)]
+    return (*fixed, *option_words(kept, configs))
+
+
+def batch_words(
+    settings: Mapping[str, Setting], model: str, inputs: Sequence[str], output: str
+) -> tuple[str, ...]:
+    """The command line of `hpcserve batch` in a job: the same run, on the nodes at once."""
+    from hpcserve.launcher.engine_command import option_words
+
+    kept = {
+        name: one.value
+        for name, one in settings.items()
+        if not one.is_default and name not in ("input", "inputs", "output", "model")
+    }
+    words = [*inputs, "--output", output, "--launcher", "local"]
+    words += ["--model", model] if model else []
+    return (*words, *option_words(kept, (BatchConfig, RowDefaults, *PARTS.values())))
+
+
+_SET_BY_THE_JOB = ("api_key", "model", "host", "port", "drain_timeout_s")
+_SET_BY_THE_LAUNCHER = ("nnodes", "node_rank", "dist_init_addr")
+
+
+def existing_paths(*names: str | None) -> list[Path]:
+    """Those names that are paths here (a model may also be a name of the hub)."""
+    paths = [Path(name).expanduser().absolute() for name in names if name]
+    if os.environ.get("HF_HOME"):
+        paths.append(Path(os.environ["HF_HOME"]))
+    return [path for path in paths if path.exists()]
+
+
+def _python(cluster: ClusterConfig) -> str:
+    return (
+        str(Path(cluster.venv).expanduser() / "bin" / "python") if cluster.venv else sys.executable
+    )

@@ -1,0 +1,172 @@
+"""The feed-forward half of a layer as a mixture of experts, split over the expert group.
+
+Every rank of the group has the same tokens, so a rank runs its experts (or its slices of them) on
+the tokens that chose them, and one sum over the group gives the whole. A rank that no token chose
+adds zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from hpcserve.distributed.parallel_state import ExpertParallel, TensorParallel
+from hpcserve.layers.linear import ReplicatedLinear
+from hpcserve.layers.parameter import ShardId, WeightParameter, weight_parameter
+from hpcserve.ops import moe
+
+#: Names of the modules whose weights hold all experts of a rank.
+GATE_UP, DOWN = "expert_gate_up", "expert_down"
+_GATE, _UP = 0, 1
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """num_experts of size `size`, of which each token takes k.
+
+    renormalize: the weights of a token's experts sum to 1.
+    """
+
+    num_experts: int
+    k: int
+    hidden_size: int
+    size: int
+    renormalize: bool
+
+
+def packed_experts(
+    num_experts: int, names: tuple[str, str, str]
+) -> Mapping[str, tuple[str, ShardId]]:
+    """Of a checkpoint that names its matrices "<expert>.<gate, up or down>"."""
+    gate, up, down = names
+    packed: dict[str, tuple[str, ShardId]] = {}
+    for expert in range(num_experts):
+        packed[f"{expert}.{gate}"] = (GATE_UP, (expert, _GATE))
+        packed[f"{expert}.{up}"] = (GATE_UP, (expert, _UP))
+        packed[f"{expert}.{down}"] = (DOWN, (expert, 0))
+    return packed
+
+
+def _expert_part(shard_id: ShardId) -> tuple[int, int]:
+    assert isinstance(shard_id, tuple), "the shards of experts are (expert, part)"
+    return shard_id
+
+
+def _expert_and_part(shard_id: ShardId) -> tuple[int, int]:
+    if not isinstance(shard_id, tuple):
+        raise TypeError(f"{shard_id!r} does not name an expert's part")
+    return shard_id
+
+
+class _GateUp(nn.Module):
+    """weight: [num_held, 2 * local size, hidden_size]; shard ids (expert, 0 gate or 1 up)."""
+
+    def __init__(self, shape: ExpertShape, held: range, parallel: ExpertParallel) -> None:
+        super().__init__()
+        self._first = held.start
+        self._local = parallel.split("expert size", shape.size)
+        self._start = parallel.slice_rank * self._local
+        whole = (shape.size, shape.hidden_size)
+        self.weight = weight_parameter(
+            (len(held), 2 * self._local, shape.hidden_size),
+            self._load,
+            {(expert, part): whole for expert in held for part in (_GATE, _UP)},
+        )
+
+    def _load(self, param: WeightParameter, loaded: torch.Tensor, shard_id: ShardId) -> None:
+        expert, part = _expert_part(shard_id)
+        target = param.data[expert - self._first].narrow(0, part * self._local, self._local)
+        target.copy_(loaded.narrow(0, self._start, self._local))
+
+
+class _Down(nn.Module):
+    """weight: [num_held, hidden_size, local size]; shard ids (expert, 0)."""
+
+    def __init__(self, shape: ExpertShape, held: range, parallel: ExpertParallel) -> None:
+        super().__init__()
+        self._first = held.start
+        self._local = parallel.split("expert size", shape.size)
+        self._start = parallel.slice_rank * self._local
+        whole = (shape.hidden_size, shape.size)
+        self.weight = weight_parameter(
+            (len(held), shape.hidden_size, self._local),
+            self._load,
+            {(expert, 0): whole for expert in held},
+        )
+
+    def _load(self, param: WeightParameter, loaded: torch.Tensor, shard_id: ShardId) -> None:
+        expert, _ = _expert_part(shard_id)
+        param.data[expert - self._first].copy_(loaded.narrow(1, self._start, self._local))
+
+
+class Experts(nn.Module):
+    """This rank's experts: what they add for each token, before the sum over the group."""
+
+    # Under the names that checkpoints' tensors are mapped to.
+    expert_gate_up: _GateUp
+    expert_down: _Down
+
+    def __init__(self, shape: ExpertShape, parallel: ExpertParallel) -> None:
+        super().__init__()
+        held = parallel.experts(shape.num_experts)
+        self.first_expert = held.start
+        # Named as in GATE_UP and DOWN.
+        self.expert_gate_up = _GateUp(shape, held, parallel)
+        self.expert_down = _Down(shape, held, parallel)
+
+    def forward(
+        self, hidden: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor
+    ) -> torch.Tensor:
+        gate_up, down = self.expert_gate_up.weight, self.expert_down.weight
+        return moe.experts(hidden, gate_up, down, weights, ids, self.first_expert)
+
+
+class SparseMoE(nn.Module):
+    """[num_tokens, hidden_size] -> the same.
+
+    shared: an expert that every token takes, which must leave its sum over the TP group to us;
+    `shared_expert_gate` then weights it.
+    """
+
+    def __init__(
+        self,
+        shape: ExpertShape,
+        parallel: ExpertParallel,
+        tp: TensorParallel,
+        *,
+        shared: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self._shape = shape
+        self._parallel = parallel
+        self._tp = tp
+        self.gate = ReplicatedLinear(shape.hidden_size, shape.num_experts)
+        self.experts = Experts(shape, parallel)
+        self.shared_expert = shared
+        self.shared_expert_gate = None if shared is None else ReplicatedLinear(shape.hidden_size, 1)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        replicas = self._parallel.replicas
+        everyone = replicas.gather(hidden)
+        weights, ids = moe.route(self.gate(everyone), self._shape.k, self._shape.renormalize)
+        out: torch.Tensor = self.experts(everyone, weights, ids)
+        if self.shared_expert is None or self.shared_expert_gate is None:
+            return replicas.own(self._parallel.combine(out))
+        if replicas.size == 1:  # one sum for both
+            return self._parallel.combine(out + self._shared(hidden))
+        shared = self._tp.all_reduce(self._shared(hidden))
+        return replicas.own(self._parallel.combine(out)) + shared
+
+    def _shared(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert self.shared_expert is not None and self.shared_expert_gate is not None
+        return self.shared_expert_gate(hidden).sigmoid() * self.shared_expert(hidden)
+
+    def serve_others(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Run the experts for the other replicas, in a step in which this one has no token."""
+        nothing = torch.zeros(0, self._shape.hidden_size, dtype=dtype, device=device)
+        everyone = self._parallel.replicas.gather(nothing)
+        weights, ids = moe.route(self.gate(everyone), self._shape.k, self._shape.renormalize)
+        self._parallel.combine(self.experts(everyone, weights, ids))

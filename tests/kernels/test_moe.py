@@ -1,0 +1,80 @@
+import pytest
+import torch
+
+from hpcserve.kernels.moe import reference, shapes
+from hpcserve.ops import moe
+
+align_triton = pytest.importorskip("hpcserve.kernels.moe.align_triton")
+from hpcserve.kernels.moe import grouped_gemm_triton, route_triton  # noqa: E402
+
+TILE = (16, 32, 32, 4, 2)
+
+
+def make(random, tokens, hidden, size, experts, k, dtype=torch.float32):
+    def normal(*shape):
+        return torch.randn(shape, generator=random).to(dtype)
+
+    x = normal(tokens, hidden)
+    gate_up = normal(experts, 2 * size, hidden) / hidden**0.5
+    down = normal(experts, hidden, size) / size**0.5
+    weights, ids = reference.route(normal(tokens, experts), k, True)
+    return x, gate_up, down, weights, ids
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize(("tokens", "experts", "k"), [(1, 4, 2), (3, 60, 4), (5, 128, 8)])
+def test_route(random, poisoned, tokens, experts, k, renormalize):
+    logits = torch.randn(tokens, experts, generator=random)
+    logits[0, :2] = logits[0].max() + 1.0  # equal ones: the lower id is first
+    weights, ids = route_triton.route(logits, k, renormalize)
+    expected_weights, expected_ids = moe.route(logits, k, renormalize)
+    assert torch.equal(ids, expected_ids) and ids[0, 0] == 0
+    torch.testing.assert_close(weights, expected_weights)
+    if renormalize:
+        torch.testing.assert_close(weights.sum(1), torch.ones(tokens))
+
+
+@pytest.mark.parametrize(("first", "held"), [(0, 6), (2, 3), (4, 2)])
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+def test_align(random, poisoned, tokens, first, held):
+    ids = torch.randint(0, 5, (tokens, 2), generator=random).int()  # nobody takes expert 5
+    pairs, experts = align_triton.align(ids, 16, held, first)
+    blocks = pairs.view(-1, 16)
+    flat = ids.flatten()
+    seen = []
+    for block, expert in zip(blocks, experts.tolist(), strict=True):
+        if expert < 0:
+            continue
+        real = block[block < flat.numel()]
+        assert len(real) and (flat[real.long()] == first + expert).all()
+        seen += real.tolist()
+    inside = (flat >= first) & (flat < first + held)
+    assert sorted(seen) == inside.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(("tokens", "hidden", "size", "experts", "k"), shapes.SMALL)
+def test_experts(random, poisoned, tokens, hidden, size, experts, k):
+    x, gate_up, down, weights, ids = make(random, tokens, hidden, size, experts, k)
+    expected = moe.experts(x, gate_up, down, weights, ids, 0)
+    found = grouped_gemm_triton.experts(x, gate_up, down, weights, ids, 0, TILE)
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_parts_of_the_experts_add_up(random, poisoned):
+    x, gate_up, down, weights, ids = make(random, 6, 64, 32, 8, 2)
+    ids = ids % 6  # the last two, a part of their own, get no token
+    whole = reference.experts(x, gate_up, down, weights, ids, 0)
+    parts = [
+        grouped_gemm_triton.experts(
+            x, gate_up[first : first + 2], down[first : first + 2], weights, ids, first, TILE
+        )
+        for first in range(0, 8, 2)
+    ]
+    assert not parts[-1].any()
+    torch.testing.assert_close(sum(parts), whole, rtol=2e-5, atol=2e-5)
+
+
+def test_no_token(random):
+    x, gate_up, down, weights, ids = make(random, 0, 64, 32, 4, 2)
+    assert grouped_gemm_triton.experts(x, gate_up, down, weights, ids, 0).shape == (0, 64)
+    assert moe.experts(x, gate_up, down, weights, ids, 0).shape == (0, 64)

@@ -1,0 +1,43 @@
+"""However the model is split over processes, its text is that of one process (fp32, gloo)."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpcserve import LLM, SamplingParams
+
+
+def options_of(layout: str) -> dict[str, int]:
+    return {name: int(value) for name, value in (word.split("=") for word in layout.split())}
+
+
+@pytest.mark.parametrize("layout", ["tp=2", "tp=4", "pp=3", "tp=2 pp=2"])
+def test_dense(kit, folder_of, expected, layout):
+    before = set(kit.children())
+    with LLM(str(folder_of("qwen3")), **kit.options, **options_of(layout)) as llm:
+        assert kit.texts(llm) == expected("qwen3")
+        assert llm.stats().num_running == 0
+    assert [one for one in kit.children() if one not in before] == []
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layout"),
+    [("qwen3_moe", "tp=2 ep=2"), ("qwen2_moe", "tp=2"), ("mixtral", "tp=4 ep=2")],
+)
+def test_experts(kit, folder_of, expected, model_type, layout):
+    with LLM(str(folder_of(model_type)), **kit.options, **options_of(layout)) as llm:
+        assert kit.texts(llm) == expected(model_type)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layout"), [("qwen3_moe", "dp=2 ep=2"), ("qwen2_moe", "tp=2 dp=2 ep=2")]
+)
+def test_replicas_that_share_experts(kit, folder_of, expected, model_type, layout):
+    sizes = options_of(layout)
+    with LLM(str(folder_of(model_type)), enable_dp_attention=True, **kit.options, **sizes) as llm:
+        assert kit.texts(llm) == expected(model_type)
+        # One request alone: the other replica has no token and serves the experts.
+        params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+        alone = llm.generate([kit.prompts[3]], params)
+        assert alone[0].outputs[0].token_ids == expected(model_type)[3]
+        assert llm.stats().num_total_pages == 2 * kit.options["max_total_tokens"] // 16

@@ -1,0 +1,141 @@
+"""Two launchers on one host, through the real bootstrap, stand in for two nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hpcserve.ipc.endpoints import free_port
+
+
+class Node:
+    """One launcher.  log: what it has said so far."""
+
+    def __init__(self, rank: int, arguments: list[str], secret: str, folder: Path) -> None:
+        self.path = folder / f"node{rank}.log"
+        environment = {
+            **os.environ,
+            "HPCSERVE_DIST_SECRET": secret,
+            "HPCSERVE_START_TIMEOUT_S": "60",
+        }
+        with self.path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "hpcserve", "serve", *arguments, "--node-rank", str(rank)],
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.path.read_text(errors="replace")
+
+    def workers(self) -> list[psutil.Process]:
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return [one for one in found if "worker_main" in " ".join(one.cmdline())]
+
+
+@contextmanager
+def two_nodes(
+    folder: Path,
+    logs: Path,
+    *layout: str,
+    second: tuple[str, ...] | None = None,
+    secret: str = "s1",
+) -> Iterator[list[Node]]:
+    """second, secret: what node 1 is told, where it is not the same as node 0."""
+    common = [str(folder), "--device", "cpu", "--cpu-threads", "1", "--max-total-tokens", "2048"]
+    common += ["--max-running-requests", "6", "--port", "0", "--nnodes", "2"]
+    common += ["--dist-init-addr", f"127.0.0.1:{free_port()}"]
+    nodes = [
+        Node(1, [*common, *(layout if second is None else second)], secret, logs),
+        Node(0, [*common, *layout], "s1", logs),
+    ][::-1]
+    try:
+        yield nodes
+    finally:
+        for node in nodes:
+            node.process.kill()
+            node.process.wait()
+
+
+def wait_for_url(node: Node) -> str:
+    deadline = time.monotonic() + 60
+    while (found := re.search(r"http://127.0.0.1:\d+", node.log)) is None:
+        assert node.process.poll() is None and time.monotonic() < deadline, node.log
+        time.sleep(0.05)
+    return found.group()
+
+
+def generate(url: str, prompt: list[int]) -> list[int]:
+    params = {"temperature": 0, "max_new_tokens": 16, "ignore_eos": True}
+    body = json.dumps({"input_ids": prompt, "sampling_params": params}).encode()
+    request = urllib.request.Request(
+        f"{url}/generate", body, headers={"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        ids: list[int] = json.load(answer)["output_ids"]
+    return ids
+
+
+@pytest.mark.parametrize("layout", ["--tp 2", "--dp 2"])
+def test_two_nodes_say_what_one_says(kit, folder_of, expected, tmp_path, layout):
+    with two_nodes(folder_of("qwen3"), tmp_path, *layout.split()) as nodes:
+        url = wait_for_url(nodes[0])
+        answers = [generate(url, prompt) for prompt in kit.prompts[:4]]
+        assert answers == expected("qwen3")[:4]
+        if layout == "--tp 2":
+            assert re.search(r"links: all-reduce over 2 ranks \d+\.\d+ GB/s", nodes[0].log)
+        nodes[0].process.send_signal(signal.SIGTERM)
+        assert [node.process.wait(15) for node in nodes] == [0, 0]
+
+
+def test_a_rank_killed_on_another_node_ends_both_by_name(kit, folder_of, tmp_path):
+    with two_nodes(folder_of("qwen3"), tmp_path, "--tp", "2") as nodes:
+        wait_for_url(nodes[0])
+        ours = [one for node in nodes for one in kit.children(node.process.pid)]
+        nodes[1].workers()[0].kill()
+        assert nodes[0].process.wait(12) == 1
+        assert nodes[1].process.wait(5) in (0, 1)
+        assert "rank 1 (dp 0, pp 0, tp 1; node 1, device 0)" in nodes[0].log.splitlines()[-1]
+        assert "rank 1 of this node ended: its process was ended by SIGKILL" in nodes[1].log
+        kit.wait_until(lambda: not any(one.is_running() for one in ours))
+
+
+def test_a_killed_launcher_ends_the_other_node(kit, folder_of, tmp_path):
+    with two_nodes(folder_of("qwen3"), tmp_path, "--tp", "2") as nodes:
+        wait_for_url(nodes[0])
+        ours = [one for node in nodes for one in kit.children(node.process.pid)]
+        nodes[0].process.kill()
+        assert nodes[1].process.wait(10) == 1
+        assert "node 0 is gone" in nodes[1].log
+        kit.wait_until(lambda: not any(one.is_running() for one in ours))
+
+
+@pytest.mark.parametrize(
+    ("second", "secret", "rank", "words"),
+    [
+        (("--tp", "2", "--page-size", "64"), "s1", 0, ["page_size 64", "16", "same command"]),
+        (("--tp", "2"), "other", 1, ["HPCSERVE_DIST_SECRET"]),
+    ],
+)
+def test_who_does_not_belong_is_turned_away(folder_of, tmp_path, second, secret, rank, words):
+    with two_nodes(
+        folder_of("qwen3"), tmp_path, "--tp", "2", second=second, secret=secret
+    ) as nodes:
+        code = nodes[rank].process.wait(30)
+        assert code in (1, 2)
+        last = nodes[rank].log.strip().splitlines()[-1]
+        assert [word for word in words if word not in last] == []

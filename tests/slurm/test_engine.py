@@ -1,0 +1,108 @@
+"""The real engine and its bundled model on SLURM: what the README's section says, as it says it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from hpcserve.demo import tiny_chat_path
+
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
+def real(site):
+    """A cluster file without the stand-in."""
+    (site.home / "cluster.yaml").write_text(
+        "gpu-request: none\ndevice: cpu\nifname: lo\ncpu-threads: 1\n"
+    )
+
+
+def ask(job, question):
+    """The answer's text, through curl as a user would."""
+    exported = job.hpc("endpoint", "--env").stdout
+    done = subprocess.run(
+        [
+            "bash",
+            "-c",
+            f'{exported}curl -sf -H "Authorization: Bearer $OPENAI_API_KEY" '
+            f"-H 'Content-Type: application/json' \"$OPENAI_BASE_URL/chat/completions\" -d @-",
+        ],
+        input=json.dumps(
+            {
+                "model": "tiny_chat",
+                "messages": [{"role": "user", "content": question}],
+                "temperature": 0,
+            }
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, job.story()
+    return json.loads(done.stdout)["choices"][0]["message"]["content"]
+
+
+def commands_of_readme():
+    """The commands of the README's SLURM section, one each."""
+    section = (ROOT / "README.md").read_text().partition("as a SLURM job**")[2]
+    return section.partition("```bash\n")[2].partition("```")[0].splitlines()
+
+
+def test_the_readme_as_written(site, nothing_left):
+    real(site)
+    env = site.with_command(site.env(HPCSERVE_HOST="127.0.0.1", **ONE_THREAD))
+    submit, *rest = commands_of_readme()
+    assert submit.startswith("hpcserve submit")
+    verbs = [line.split()[1] for line in rest if line.startswith("hpcserve")]
+    assert verbs == ["wait", "logs", "cancel"]
+
+    def run(lines, job_id=""):
+        text = "\n".join(lines).replace("JOB", job_id)
+        words = ["bash", "-euo", "pipefail", "-c", text]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    said = run([submit.replace("/models/Llama-3.1-8B-Instruct", str(tiny_chat_path()))])
+    job_id = re.search(r"^job (\d+) ", said)[1]
+    said = run(rest, job_id)
+    assert '"object":"list"' in said.replace(" ", "")  # what curl got
+    assert "ready at" in said  # the logs
+    assert site.job(job_id).until("finished")["cause"].startswith("cancelled")
+
+
+def test_batch_to_a_finished_file(site, nothing_left):
+    real(site)
+    rows = site.home / "questions.jsonl"
+    rows.write_text('{"prompt": "What is the capital of Italy?"}\n' * 5)
+    answers = site.home / "answers.jsonl"
+    done = site.hpc(
+        *("batch", str(rows), "-o", str(answers), "--launcher", "slurm", "--time", "10"),
+        *("--max-tokens", "8"),
+        env=ONE_THREAD,
+    )
+    site.hpc("wait", done.stdout.split()[1], "--timeout", "100")
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert len(lines) == 5
+    assert all(line["error"] is None for line in lines)
+
+
+def test_tp_over_two_nodes(site, nothing_left):
+    real(site)
+    job = site.submit("--nodes", "2", "--tp", "2", model="", env=ONE_THREAD)
+    job.wait(timeout=100)
+    assert job.status()["nodes"] == ["n1", "n2"]
+    assert "Paris" in ask(job, "What is the capital of France?")
+    job.hpc("cancel")
+    assert job.until("finished")["cause"].startswith("cancelled")
+
+
+def test_a_layout_that_the_model_cannot_have_is_refused_by_name(site, nothing_left):
+    real(site)
+    job = site.submit("--nodes", "3", "--tp", "3", model="", env=ONE_THREAD)
+    failed = job.hpc("wait", "--timeout", "100", check=False)
+    assert failed.returncode == 1
+    assert "tp_size 3" in failed.stderr or "--tp" in failed.stderr, failed.stderr

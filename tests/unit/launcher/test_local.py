@@ -1,0 +1,96 @@
+"""A server as a job of this machine, without SLURM: the same supervisor, node and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from hpcserve.cli.main import main
+from hpcserve.launcher.resolve import find
+from hpcserve.launcher.status import status
+
+ENGINE = f"{sys.executable} -m hpcserve.launcher.testing.fake_server"
+
+
+@pytest.fixture
+def submit(tmp_path, monkeypatch):
+    monkeypatch.setenv("HPCSERVE_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    for name in ("SLURM_JOB_ID", "HPCSERVE_CLUSTER"):
+        monkeypatch.delenv(name, raising=False)
+    jobs = []
+
+    def submit(*words, fake=""):
+        # A process of its own: the job is its child, not this one's.
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "hpcserve", "submit", "--launcher", "local", "--json"),
+                *("--model", str(tmp_path), "--engine-command", ENGINE, "--host", "127.0.0.1"),
+                *("--drain", "3", *words),
+            ],
+            env={**os.environ, "FAKE_ENGINE": fake},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        jobs.append(json.loads(done.stdout)["job_id"])
+        return jobs[-1]
+
+    yield submit
+    for job_id in jobs:
+        pid = int(job_id.removeprefix("local-"))
+        if psutil.pid_exists(pid):
+            for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
+                process.kill()
+
+
+def run(*words, code=0):
+    done = CliRunner().invoke(main, list(words))
+    assert done.exit_code == code, done.output
+    return done.stdout
+
+
+def test_local_job_serves_and_is_cancelled(submit):
+    job_id = submit("-J", "here")
+    run("wait", "here", "--timeout", "30")
+    endpoint = json.loads(run("endpoint", job_id, "--json"))
+    key = find(job_id).job_dir.api_key.read_text().strip()
+    request = urllib.request.Request(
+        f"{endpoint['url']}/models", headers={"Authorization": f"Bearer {key}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert json.loads(answer.read())["data"]
+    assert "ready at" in run("logs", "here")
+    run("cancel", "here")
+    deadline = time.monotonic() + 20
+    while not status(find(job_id)).state.over and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert str(status(find(job_id)).cause).startswith("cancelled")
+
+
+def test_local_crash_is_told(submit):
+    job_id = submit(fake="exit=3,fail=ValueError: no such shard")
+    done = CliRunner().invoke(main, ["wait", job_id, "--timeout", "30"])
+    assert done.exit_code == 1
+    assert "ValueError: no such shard" in done.output
+
+
+def test_local_supervisor_that_is_killed_is_noticed(submit):
+    job_id = submit()
+    run("wait", job_id, "--timeout", "30")
+    controller = psutil.Process(int(job_id.removeprefix("local-")))
+    for process in [*controller.children(recursive=True), controller]:
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while not status(find(job_id), thorough=True).state.over and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert status(find(job_id), thorough=True).cause

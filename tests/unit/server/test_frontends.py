@@ -1,0 +1,112 @@
+"""Several HTTP processes in front of one engine."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+
+import httpx
+import psutil
+import pytest
+
+ENDLESS = {"ignore_eos": True, "max_new_tokens": 3000}
+
+
+@pytest.fixture
+def start(tmp_path, server_process):
+    """Start servers of two HTTP processes; all are gone afterwards."""
+    begun = []
+
+    def run(**options):
+        begun.append(server_process(tmp_path, workers=2, **options))
+        return begun[-1]
+
+    yield run
+    for one in begun:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()
+
+
+def frontends(served):
+    children = psutil.Process(served.process.pid).children()
+    found = []
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one of these, too
+            if "hpcserve.server.frontend" in child.cmdline():
+                found.append(child)
+    return found
+
+
+def answered_by(served):
+    """Texts of 12 requests, each on a connection of its own."""
+    bodies = [{"text": f"text {number}"} for number in range(12)]
+    return [httpx.post(served.url + "/generate", json=body).json()["text"] for body in bodies]
+
+
+def test_all_serve_and_ctrl_c_drains(start):
+    served = start(life=3)
+    assert served.line.startswith("hpcserve serves ")
+    assert len(frontends(served)) == 2
+    assert answered_by(served) == [f"text {number}" for number in range(12)]
+    loads = {json.dumps(httpx.get(served.url + "/load").json()) for _ in range(8)}
+    assert len(loads) == 1
+    with httpx.stream(
+        "POST", served.url + "/generate", json={"text": "a" * 20, "stream": True}
+    ) as r:
+        lines = r.iter_lines()
+        next(lines)
+        os.kill(served.process.pid, signal.SIGINT)
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    code, out, err = served.end()
+    assert (code, out) == (0, ""), err
+    assert "Traceback" not in err
+
+
+def test_one_that_dies_is_started_again(start):
+    served = start()
+    gone = frontends(served)[0]
+    gone.kill()
+    until = time.monotonic() + 20
+    while len([one for one in frontends(served) if one.pid != gone.pid]) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    # Connections wait on the socket until the new process takes them.
+    assert answered_by(served) == [f"text {number}" for number in range(12)]
+    served.process.terminate()
+    code, _, err = served.end()
+    assert code == 0, err
+    assert "ended by SIGKILL" in err and "it is started again" in err
+
+
+def test_a_dead_engine_ends_all(start):
+    served = start(life=2)
+    children = frontends(served)
+    assert httpx.post(served.url + "/generate", json={"text": "a" * 50}).status_code == 503
+    code, _, err = served.end()
+    assert code == 1
+    assert "the engine is gone (core)" in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
+    assert not any(child.is_running() for child in children)
+
+
+def test_a_second_ctrl_c_ends_at_once(start):
+    served = start(life=3, drain_s=60)
+    body = {"text": "a", "stream": True, "sampling_params": ENDLESS}
+    with httpx.stream("POST", served.url + "/generate", json=body) as response:
+        next(response.iter_lines())
+        for _ in range(2):
+            os.kill(served.process.pid, signal.SIGINT)
+            time.sleep(0.2)
+        code, _, err = served.end()
+    assert code == 130, err
+    assert "Traceback" not in err
+
+
+def test_a_killed_server_leaves_nobody(start):
+    served = start()
+    children = frontends(served)
+    served.process.kill()
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert len(gone) == 2 and not alive
