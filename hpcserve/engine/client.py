@@ -61,6 +61,8 @@ __all__ = ["CORE_MODULE", "EngineClient", "RequestStream"]
 logger = get_logger(__name__)
 
 _CONTROL_TIMEOUT_S = 30.0
+#: Writing a trace takes longer than anything else.
+_PROFILE_TIMEOUT_S = 600.0
 _DRAIN_POLL_S = 0.05
 #: A core's last words travel by another way than the news of its end: they may come later.
 _LAST_WORDS_S = 0.2
@@ -360,20 +362,29 @@ class EngineClient:
         """Drop every page of the KV cache that no request uses."""
         await self._call("flush_cache")
 
-    async def _call(self, kind: str) -> list[ControlReply]:
+    async def start_profile(self, folder: str) -> None:
+        """Let every replica record a torch profiler trace. Raises EngineError where it cannot."""
+        await self._call("start_profile", folder)
+
+    async def stop_profile(self) -> list[str]:
+        """The paths of the traces, which are written now. Raises EngineError where none is taken."""
+        replies = await self._call("stop_profile", timeout_s=_PROFILE_TIMEOUT_S)
+        return [reply.result for reply in replies]
+
+    async def _call(
+        self, kind: str, argument: str = "", *, timeout_s: float = _CONTROL_TIMEOUT_S
+    ) -> list[ControlReply]:
         """Ask every replica that lives; one that ends meanwhile is not waited for."""
         self._check_alive()
         call_id = next(self._call_ids)
         asked = {one.index for one in self._replicas if one.ready is not None and one.dead is None}
         call = self._calls[call_id] = _Call(self._loop.create_future(), asked)
         for index in sorted(asked):
-            self._replicas[index].send(ControlRequest(call_id, kind))
+            self._replicas[index].send(ControlRequest(call_id, kind, argument))
         try:
-            replies = await asyncio.wait_for(call.done, _CONTROL_TIMEOUT_S)
+            replies = await asyncio.wait_for(call.done, timeout_s)
         except asyncio.TimeoutError:
-            raise EngineError(
-                f"the engine did not answer {kind} in {_CONTROL_TIMEOUT_S:.0f} s"
-            ) from None
+            raise EngineError(f"the engine did not answer {kind} in {timeout_s:.0f} s") from None
         finally:
             del self._calls[call_id]
         for reply in replies:

@@ -10,12 +10,14 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.core_outputs import by_frontend
 from hpcserve.engine.executor import Executor, StepHandle
 from hpcserve.engine.router import PrefixRouter
 from hpcserve.engine.step_log import StepLog
-from hpcserve.errors import HpcserveError
+from hpcserve.errors import EngineError, HpcserveError
 from hpcserve.ipc.channel import CoreChannel
 from hpcserve.ipc.endpoints import folder_of
 from hpcserve.ipc.messages import (
@@ -49,6 +51,9 @@ class EngineCore:
         page_size = config.cache.page_size
         reuse = config.cache.enable_radix_cache
         self._executor = executor
+        # What came before the workers' own phases: Python, its imports, starting processes.
+        age_s = time.time() - psutil.Process().create_time()
+        self._imports_s = max(0.0, age_s - sum(info.timings_s.values()))
         self._channel = channel
         # Replicas draw different seeds for requests that bring none.
 
@@ -91,7 +96,7 @@ class EngineCore:
             page_size=self._scheduler.page_size,
             eos_token_ids=info.eos_token_ids,
             device=info.device,
-            timings_s=info.timings_s,
+            timings_s={"imports": self._imports_s, **info.timings_s},
         )
 
     def run(self) -> None:
@@ -154,14 +159,25 @@ class EngineCore:
             self._channel.send(frontend, self._control(message))
 
     def _control(self, message: ControlRequest) -> ControlReply:
-        error = None
+        error, result = None, ""
+        try:
+            result = self._obey(message)
+        except EngineError as refused:
+            error = str(refused)
+        return ControlReply(message.call_id, self._scheduler.stats(), error, result)
+
+    def _obey(self, message: ControlRequest) -> str:
         if message.kind == "flush_cache":
             logger.info("dropped %d cached pages", self._scheduler.flush_cache())
+        elif message.kind == "start_profile":
+            self._executor.start_profile(message.argument)
+        elif message.kind == "stop_profile":
+            return self._executor.stop_profile()
         elif message.kind == "shutdown":
             self._stopping = True
         elif message.kind != "stats":
-            error = f"unknown control request {message.kind!r}"
-        return ControlReply(message.call_id, self._scheduler.stats(), error)
+            raise EngineError(f"unknown control request {message.kind!r}")
+        return ""
 
 
 def run_core(config: EngineConfig, endpoint: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from hpcserve.errors import EngineError
 from hpcserve.ipc.messages import LockstepOutput, ModelRunnerOutput, SchedulerOutput, WorkerInfo
 
 
@@ -37,6 +38,14 @@ class Executor(ABC):
     def check(self) -> None:
         """Raise EngineDeadError where a worker is gone; cheap, called between steps."""
         return  # a worker in this process has no other way to be gone
+
+    def start_profile(self, folder: str) -> None:
+        """Record what runs from now on. Raises EngineError where it cannot."""
+        raise EngineError("a profile can be taken only of an engine on one GPU or CPU")
+
+    def stop_profile(self) -> str:
+        """End the recording; returns the path of its trace. Raises EngineError where there is none."""
+        raise EngineError("no profile is being taken")
 
     @abstractmethod
     def shutdown(self) -> None:

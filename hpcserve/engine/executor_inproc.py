@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.executor import Executor, StepHandle
+from hpcserve.engine.step_profiler import StepProfiler
 from hpcserve.engine.worker import Worker
 from hpcserve.errors import ConfigError, EngineDeadError
 from hpcserve.ipc.messages import LockstepOutput, SchedulerOutput
@@ -17,11 +20,18 @@ class InprocExecutor(Executor):
             raise ConfigError(f"{config.parallel.product()}: this executor runs one rank")
         self._worker: Worker | None = Worker(config)
         self.info = self._worker.info
+        self._profiler = StepProfiler()
 
     def submit(self, step: SchedulerOutput | LockstepOutput) -> StepHandle:
         if self._worker is None or isinstance(step, LockstepOutput):
             raise EngineDeadError("the executor was shut down, or is of one rank")
         return self._worker.submit(step)
+
+    def start_profile(self, folder: str) -> None:
+        self._profiler.start(Path(folder))
+
+    def stop_profile(self) -> str:
+        return str(self._profiler.stop())
 
     def shutdown(self) -> None:
         self._worker = None

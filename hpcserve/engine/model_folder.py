@@ -39,6 +39,11 @@ def model_name(folder: Path) -> str:
     return MODEL_NAME if folder == tiny_chat_path() else folder.name
 
 
+def served_name(config: EngineConfig, wanted: str | None) -> str:
+    """What clients of a server call its model.  config: went through `with_model_folder`."""
+    return wanted or model_name(Path(config.model.model)) or "model"
+
+
 def find_folder(name: str, revision: str | None) -> Path:
     """A folder by its path, or a hub name's folder in the local hub cache (nothing is downloaded)."""
     folder = Path(name).expanduser()

@@ -52,10 +52,12 @@ class AbortRequests(_Message):
 
 
 class ControlRequest(_Message):
-    """kind: flush_cache (drop every page nobody uses), stats, shutdown."""
+    """kind: flush_cache (drop every page nobody uses), stats, shutdown, start_profile (argument:
+    the folder for the trace), stop_profile (the reply's result: the trace's path)."""
 
     call_id: int
     kind: str
+    argument: str = ""
 
 
 # ---------------------------------------------------------------- core -> frontend
@@ -140,6 +142,7 @@ class ControlReply(_Message):
     call_id: int
     stats: SchedulerStats | None = None
     error: str | None = None
+    result: str = ""
 
 
 class EngineDead(_Message):

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from hpcserve._version import __version__
-from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.client import EngineClient
-from hpcserve.engine.model_folder import model_name as name_of
+from hpcserve.engine.model_folder import served_name
 from hpcserve.errors import HpcserveError
 from hpcserve.log import get_logger
 from hpcserve.protocol.responses import error_body
-from hpcserve.server import chat, completions, generate, health, models, tokenize
+from hpcserve.server import chat, completions, generate, health, models, profile, tokenize
 from hpcserve.server.admission import json_response
 from hpcserve.server.auth import ApiKeyGuard
 from hpcserve.server.context import ServerContext
@@ -35,18 +33,13 @@ def create_app(
     app.state.context = ServerContext(
         client, served_name(client.config, model_name), path, int(time.time())
     )
-    for part in (chat, completions, generate, models, health, tokenize):
+    for part in (chat, completions, generate, models, health, tokenize, profile):
         app.include_router(part.router)
     app.add_exception_handler(HpcserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     if api_key:
         app.add_middleware(ApiKeyGuard, api_key=api_key)
     return app
-
-
-def served_name(config: EngineConfig, wanted: str | None) -> str:
-    """What clients call the model."""
-    return wanted or name_of(Path(config.model.model)) or "model"
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

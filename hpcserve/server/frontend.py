@@ -21,7 +21,8 @@ from hpcserve.engine.model_folder import load_tokenizer
 from hpcserve.errors import EngineDeadError, HpcserveError
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.log import get_logger, setup_logging
-from hpcserve.server.run import INTERRUPTED, Shutdown, run_loop, serve_client
+from hpcserve.server.http import serve_client
+from hpcserve.server.run import INTERRUPTED, Shutdown, run_loop
 
 logger = get_logger(__name__)
 

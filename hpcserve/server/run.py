@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import importlib
 import json
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
+import time
+from collections.abc import Coroutine
 from contextlib import ExitStack
-from typing import Any
-
-import uvicorn
+from typing import TYPE_CHECKING, Any
 
 from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.server import ServerConfig
 from hpcserve.engine.client import CORE_MODULE, EngineClient
-from hpcserve.errors import EngineDeadError, OutputError, PortInUseError, UsageError
+from hpcserve.engine.model_folder import served_name
+from hpcserve.errors import OutputError, PortInUseError, UsageError
 from hpcserve.log import get_logger
-from hpcserve.server.app import create_app, served_name
-from hpcserve.server.wire import WireProtocol
+
+if TYPE_CHECKING:
+    import uvicorn
 
 logger = get_logger(__name__)
 
 _BACKLOG = 2048
 INTERRUPTED = 130
-#: Seconds that connections get to take the last bytes of what was drained or aborted.
-_LAST_BYTES_S = 3
 
 
 def run_server(
@@ -105,14 +104,6 @@ def _publish(host: str, listener: socket.socket) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, which would end the process by the signal."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class Shutdown:
     """What signals do: before the server runs, cancel; then drain; then end at once."""
 
@@ -161,63 +152,35 @@ async def _serve(
 ) -> int:
     shutdown = Shutdown(options.drain_timeout_s)
     try:
-        client = await EngineClient.open(config, module=core_module)
+        opening = asyncio.ensure_future(EngineClient.open(config, module=core_module))
+        await asyncio.sleep(0)  # the engine's process starts first
+        http, client = await asyncio.gather(
+            asyncio.to_thread(importlib.import_module, "hpcserve.server.http"), opening
+        )
     except asyncio.CancelledError:
         if shutdown.interrupted:
             return INTERRUPTED
         raise
     async with client:
+        logger.info("%s", startup_line(client))
         print(serving_line(options, listener, client.config), flush=True)
-        await serve_client(client, options, listener, shutdown)
+        await http.serve_client(client, options, listener, shutdown)
     return INTERRUPTED if shutdown.interrupted else 0
 
 
-async def serve_client(
-    client: EngineClient, options: ServerConfig, listener: socket.socket, shutdown: Shutdown
-) -> None:
-    """Answer requests until `shutdown` or the engine ends it.
+def startup_line(client: EngineClient) -> str:
+    """Seconds from the start of this process, and what the engine's own took."""
+    import psutil
 
-    Raises EngineDeadError.
-    """
-    app = create_app(
-        client,
-        model_name=options.served_model_name,
-        api_key=options.api_key or envs.HPCSERVE_API_KEY.get(),
-    )
-    server = _Server(uvicorn_config(app))
-    shutdown.serves(server, client)
-    watch = asyncio.ensure_future(_stop_when_dead(client, server))
-    await server.serve(sockets=[listener])
-    watch.cancel()
-    if client.dead is not None:
-        raise EngineDeadError(str(client.dead))
+    total_s = time.time() - psutil.Process().create_time()
+    phases = ", ".join(f"{name} {took:.1f}" for name, took in client.ready.timings_s.items())
+    return f"ready after {total_s:.1f} s (seconds in the engine: {phases})"
 
 
 def serving_line(options: ServerConfig, listener: socket.socket, config: EngineConfig) -> str:
     """What is printed once requests are taken."""
     name = served_name(config, options.served_model_name)
     return f"hpcserve serves {name} at {_url(options.host, listener)}"
-
-
-async def _stop_when_dead(client: EngineClient, server: uvicorn.Server) -> None:
-    await client.died.wait()
-    logger.error("%s", client.dead)
-    server.should_exit = True
-
-
-def uvicorn_config(app: Any) -> uvicorn.Config:
-    """Options of the HTTP server around `app`."""
-    return uvicorn.Config(
-        app,
-        http=WireProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_graceful_shutdown=_LAST_BYTES_S,
-    )
 
 
 def _url(host: str, listener: socket.socket) -> str:

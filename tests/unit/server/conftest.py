@@ -11,7 +11,8 @@ import uvicorn
 from hpcserve.config.engine import EngineConfig
 from hpcserve.fake_engine import FakeCore, fake_engine, write_byte_tokenizer
 from hpcserve.server.app import create_app
-from hpcserve.server.run import bind, uvicorn_config
+from hpcserve.server.http import uvicorn_config
+from hpcserve.server.run import bind
 
 SERVE = """
 import sys
