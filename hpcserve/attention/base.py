@@ -101,11 +101,19 @@ class AttentionBackend(ABC):
     # once per number of rows and replayed: capture_plan is recorded into the graph with the
     # model, replay_plan runs on the host before each replay.
 
-    def capture_plan(self, meta: AttentionMetadata) -> None:
+    def graph_variants(self, num_rows: int) -> int:
+        """How many graphs of so many rows to capture; a replay takes that of `graph_variant`."""
+        return 1
+
+    def graph_variant(self, host_seq_lens: npt.NDArray[np.int32]) -> int:
+        """Which graph of len(host_seq_lens) rows is the fastest for these lengths."""
+        return 0
+
+    def capture_plan(self, meta: AttentionMetadata, variant: int = 0) -> None:
         """Record what a step of meta.num_rows decode rows needs; meta's tensors are the ones that
         every replay will find filled anew. `forward` is recorded after it."""
         raise EngineError(f"{type(self).__name__} takes no part in CUDA graphs")
 
-    def replay_plan(self, host_seq_lens: npt.NDArray[np.int32]) -> None:
+    def replay_plan(self, host_seq_lens: npt.NDArray[np.int32], variant: int = 0) -> None:
         """Prepare the replay of the graph of len(host_seq_lens) rows; padding rows have length 0."""
         raise EngineError(f"{type(self).__name__} takes no part in CUDA graphs")

@@ -30,11 +30,11 @@ class TritonAttention(AttentionBackend):
         prefills = meta.host_query_lens[meta.num_decodes : meta.num_rows]
         self._max_query_len = int(prefills.max()) if len(prefills) else 0
 
-    def capture_plan(self, meta: AttentionMetadata) -> None:
+    def capture_plan(self, meta: AttentionMetadata, variant: int = 0) -> None:
         """Nothing to record: the kernels read everything on the device."""
         self._max_query_len = 0
 
-    def replay_plan(self, host_seq_lens: npt.NDArray[np.int32]) -> None:
+    def replay_plan(self, host_seq_lens: npt.NDArray[np.int32], variant: int = 0) -> None:
         """Nothing to prepare."""
 
     def forward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections import Counter
 from pathlib import Path
@@ -68,7 +69,20 @@ def _finish(run_dir: RunDir, manifest: Manifest, output: Path) -> RunResult:
         page = html_report.page(result, read_all(run_dir), manifest, tally.histograms())
         replace_file(run_dir.html_report, page.encode())
         replace_file(run_dir.report, msgspec.json.format(msgspec.json.encode(result)))
+        _sweep(run_dir, output)
     return result
+
+
+def _sweep(run_dir: RunDir, output: Path) -> None:
+    """What workers that were killed have left: journals of finished shards, files half written."""
+    leftovers = [
+        *run_dir.journals.iterdir(),
+        *output.parent.glob(f".{glob.escape(output.name)}.*.tmp"),
+    ]
+    for folder in (run_dir.shards, run_dir.leases, run_dir.workers, run_dir.path):
+        leftovers += folder.glob(".*.tmp")
+    for path in leftovers:
+        path.unlink(missing_ok=True)
 
 
 class _Tally:

@@ -66,11 +66,19 @@ class Preparation:
         self._reading = threading.Thread(target=self._read_all, name="read", daemon=True)
         self._loop = asyncio.get_running_loop()
         self._ahead: asyncio.Queue[Future[Chunk | None]] = asyncio.Queue()
+        self._current: asyncio.Future[Chunk | None] | None = None
         self._reading.start()
 
     async def next(self) -> Chunk | None:
-        """The next chunk; None at the end. Raises what reading met: InputError, for one."""
-        chunk = await asyncio.wrap_future(await self._ahead.get())
+        """The next chunk; None at the end. Raises what reading met: InputError, for one.
+
+        Whoever waits may be cancelled at any point: the chunk is then what the next call gives.
+        """
+        if self._current is None:
+            self._current = asyncio.wrap_future(await self._ahead.get())
+        await asyncio.wait({self._current})
+        chunk = self._current.result()
+        self._current = None
         self._free_slots.release()
         return chunk
 

@@ -77,6 +77,7 @@ class BatchRunner:
         self._deadline = deadline
         self._max_rows_in_flight = max_rows_in_flight
         self._encoder = msgspec.json.Encoder()
+        self._incoming: list[BatchRow] = []
         self._queue: deque[BatchRow] = deque()
         self._latencies: deque[float] = deque(maxlen=1000)
         self._usual_s = 0.0
@@ -162,7 +163,7 @@ class BatchRunner:
     async def _fill(self) -> bool:
         """More rows for the queue, as many as are ready, up to a window of them, in good order;
         False where there will be no more."""
-        rows: list[BatchRow] = []
+        rows = self._incoming  # an engine that dies meanwhile must not take them along
         while not self._ended and (not rows or self._preparation.has_ready):
             chunk = await self._preparation.next()
             if chunk is None:
@@ -174,7 +175,8 @@ class BatchRunner:
             if len(rows) >= self._window.max_rows:
                 break
         self._queue.extend(admission_order(rows, is_last=self._ended))
-        return bool(rows) or not self._ended
+        self._incoming = []
+        return bool(self._queue) or not self._ended
 
     async def _start_first(self) -> None:
         """The first row of the queue leaves it at the moment when it is in flight."""

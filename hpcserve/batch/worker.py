@@ -97,6 +97,7 @@ class Worker:
             with shown, self._signals():
                 while not self._claims.all_committed():
                     await self._engine_after_engine(records)
+                    self._check_nothing_left_over()
         except asyncio.CancelledError:
             if not self._caught:
                 raise
@@ -107,6 +108,11 @@ class Worker:
             raise self._incomplete(error) from error
         finally:
             self._close()
+
+    def _check_nothing_left_over(self) -> None:
+        """What this worker took it has finished: else it would wait for itself for ever."""
+        if not self._claims.all_committed() and self._claims.only_mine_left():
+            raise IncompleteRunError("rows of this worker were left over")
 
     def _stopped(self) -> BaseException:
         text = f"stopped by {self._caught[0].name}; {self._so_far()}"

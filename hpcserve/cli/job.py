@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
 import click
 
 
@@ -48,4 +52,16 @@ def command(
         rank_timeout_s=rank_timeout,
     )
     check = AllReduce(ifname) if all_reduce else None
-    ctx.exit(supervise(run_dir, step, options, inbox, auth=auth, check=check))
+    rows_done = partial(_rows_done, step) if kind == "batch" else int
+    ctx.exit(supervise(run_dir, step, options, inbox, auth=auth, check=check, rows_done=rows_done))
+
+
+def _rows_done(step: Sequence[str]) -> int:
+    """Rows that the batch run of this job has finished, by its files."""
+    from hpcserve.batch.run_dir import RunDir
+    from hpcserve.batch.status import of_run
+
+    output = Path(step[step.index("--output") + 1]) if "--output" in step else None
+    if output is None or not RunDir.of_output(output).manifest.is_file():
+        return 0
+    return int(of_run(RunDir.of_output(output))["num_finished"])

@@ -1,8 +1,9 @@
-"""CUDA graphs of steps whose rows are all decodes: from slots to logits in one launch.
+"""CUDA graphs of steps whose rows are all decodes: from slots to greedy tokens in one launch.
 
 One graph per number of rows of a ladder; a step takes the next larger one, its last rows are
 padding that writes nothing. The graphs read the token buffer and the page table themselves, so a
-step sends two numbers a row.
+step sends two numbers a row. They also write the likeliest token of each row to the token buffer;
+where another one is sampled from the logits, it is written over it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from hpcserve.ipc.messages import Int32Array
 from hpcserve.kvcache.mha_pool import MHAPool
 from hpcserve.layers.forward_context import ForwardContext
 from hpcserve.models.base import CausalLM
-from hpcserve.ops.metadata import expand_decode
+from hpcserve.ops.metadata import expand_decode, row_pages
+from hpcserve.ops.sampling import store_argmax
 
 _PADDING_SLOT = -1
+#: Replays that a graph's greedy tokens outlive: more than steps are ever under way.
+_TURNS = 4
 
 
 def ladder(max_rows: int) -> list[int]:
@@ -34,25 +38,30 @@ def ladder(max_rows: int) -> list[int]:
 
 @dataclass(frozen=True)
 class DecodeOutputs:
-    """In the graph's own memory: valid until the next replay.
+    """In the graph's own memory: valid until the next replay, token_ids until the fourth.
 
     logits: [num_rows, vocab_size]; of a stage that is not the last, hidden states
-    [num_rows, hidden_size].  slots: int64[num_rows].  positions: int64[num_rows], where
-    the token that is sampled from the logits stands.
+    [num_rows, hidden_size].  token_ids: int64[num_rows], the logits' argmax on the last stage.
+    slots: int32[num_rows].  positions: int32[num_rows], where the new token stands.
     """
 
     logits: torch.Tensor
+    token_ids: torch.Tensor
     slots: torch.Tensor
     positions: torch.Tensor
 
 
 @dataclass(frozen=True)
 class _Captured:
-    """inputs: int32[2, rows], slots and num_computed."""
+    """inputs: int32[2 * rows + 1], slots, num_computed, and the turn.  token_ids: int64[turns,
+    rows]; a replay writes those of its turn.  logits, slots and positions as in DecodeOutputs."""
 
     graph: torch.cuda.CUDAGraph
     inputs: torch.Tensor
-    outputs: DecodeOutputs
+    token_ids: torch.Tensor
+    logits: torch.Tensor
+    slots: torch.Tensor
+    positions: torch.Tensor
 
 
 class DecodeGraphs:
@@ -80,8 +89,9 @@ class DecodeGraphs:
         self._backend = backend
         self._batch = batch
         self._sizes = ladder(max_rows)
-        self._graphs: dict[int, _Captured] = {}
+        self._graphs: dict[tuple[int, int], _Captured] = {}
         self._memory = torch.cuda.graph_pool_handle()
+        self._turn = 0
 
     @property
     def max_rows(self) -> int:
@@ -90,7 +100,8 @@ class DecodeGraphs:
     def capture_all(self) -> None:
         """Capture every size, largest first, so that the smaller ones fit in its memory."""
         for size in reversed(self._sizes):
-            self._capture(size)
+            for variant in range(self._backend.graph_variants(size)):
+                self._capture(size, variant)
 
     def run(
         self,
@@ -104,40 +115,52 @@ class DecodeGraphs:
         """
         rows = len(slots)
         size = self._sizes[bisect.bisect_left(self._sizes, rows)]
-        host = np.zeros((2, size), np.int32)
-        host[0] = _PADDING_SLOT
-        host[0, :rows] = slots
-        host[1, :rows] = num_computed
+        self._turn = (self._turn + 1) % _TURNS
+        host = np.zeros(2 * size + 1, np.int32)
+        host[:size] = _PADDING_SLOT
+        host[:rows] = slots
+        host[size : size + rows] = num_computed
+        host[-1] = self._turn
         lengths = np.zeros(size, np.int32)
         lengths[:rows] = num_computed + 1
-        self._backend.replay_plan(lengths)
-        captured = self._graphs[size]
+        variant = self._backend.graph_variant(lengths)
+        self._backend.replay_plan(lengths, variant)
+        captured = self._graphs[size, variant]
         if self._received is not None and received is not None:
             self._received[:rows].copy_(received)
         captured.inputs.copy_(torch.from_numpy(host).pin_memory(), non_blocking=True)
         captured.graph.replay()
-        out = captured.outputs
-        return DecodeOutputs(out.logits[:rows], out.slots[:rows], out.positions[:rows])
+        return DecodeOutputs(
+            captured.logits[:rows],
+            captured.token_ids[self._turn, :rows],
+            captured.slots[:rows],
+            captured.positions[:rows],
+        )
 
-    def _capture(self, size: int) -> None:
+    def _capture(self, size: int, variant: int) -> None:
         # The rows of the warm-up are padding: they run every kernel and write nothing.
-        inputs = torch.zeros(2, size, dtype=torch.int32, device=self._batch.device)
-        inputs[0] = _PADDING_SLOT
+        inputs = torch.zeros(2 * size + 1, dtype=torch.int32, device=self._batch.device)
+        inputs[:size] = _PADDING_SLOT
+        token_ids = torch.zeros(_TURNS, size, dtype=torch.int64, device=self._batch.device)
         stream = torch.cuda.Stream(self._batch.device)
         stream.wait_stream(torch.cuda.current_stream(self._batch.device))
         with torch.cuda.stream(stream):
-            self._forward(inputs)
+            self._forward(inputs, token_ids, variant)
         torch.cuda.current_stream(self._batch.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         # NCCL's own threads look at their events meanwhile, which is no part of the capture.
         mode = "thread_local"
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode=mode):
-            outputs = self._forward(inputs)
-        self._graphs[size] = _Captured(graph, inputs, outputs)
+            logits, positions = self._forward(inputs, token_ids, variant)
+        slots = inputs[:size]
+        self._graphs[size, variant] = _Captured(graph, inputs, token_ids, logits, slots, positions)
 
-    def _forward(self, inputs: torch.Tensor) -> DecodeOutputs:
-        slots, num_computed = inputs
-        size = len(slots)
+    def _forward(
+        self, inputs: torch.Tensor, token_ids: torch.Tensor, variant: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(logits, positions of the new tokens), which are written where they belong."""
+        size = len(inputs) // 2
+        slots, num_computed, turn = inputs.split([size, size, 1])
         batch = self._batch
         input_ids, positions, slot_mapping, cu_query_lens, seq_lens = expand_decode(
             slots, num_computed, batch.page_table, batch.token_buffer, batch.page_size
@@ -149,16 +172,17 @@ class DecodeGraphs:
             seq_lens=seq_lens,
             query_lens=cu_query_lens[1:],
             cu_query_lens=cu_query_lens,
-            page_table=batch.page_table[slots.clamp(min=0).long()],
+            page_table=row_pages(batch.page_table, slots, seq_lens, batch.page_size),
             slot_mapping=slot_mapping,
             positions=positions,
             host_seq_lens=lengths,
             host_query_lens=lengths,
         )
-        self._backend.capture_plan(meta)
+        self._backend.capture_plan(meta, variant)
         ctx = ForwardContext(meta, self._backend, self._pool.layers)
         embeds = None if self._received is None else self._received[:size]
         logits = self._model(input_ids, positions, ctx, input_embeds=embeds)
         if self._makes_logits:
             logits = self._model.compute_logits(logits)
-        return DecodeOutputs(logits, slots.long(), seq_lens.long())
+            store_argmax(logits, batch.token_buffer, slots, seq_lens, token_ids, turn)
+        return logits, seq_lens

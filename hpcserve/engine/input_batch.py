@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 
 from hpcserve.attention.base import AttentionMetadata
-from hpcserve.engine.staging import pack_to_device
+from hpcserve.engine.staging import pack_to_device, to_device
 from hpcserve.ipc.messages import Int32Array, NewRequest, SchedulerOutput
 from hpcserve.kvcache.mha_pool import zeros
-from hpcserve.ops.metadata import expand
+from hpcserve.ops.metadata import expand, write_pages
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,8 @@ class InputBatch:
     def write_pages(self, step: SchedulerOutput) -> None:
         """Apply the step's changes of page tables."""
         if len(step.new_page_ids):
-            slots, indices, page_ids = pack_to_device(
-                [step.new_page_slots, step.new_page_indices, step.new_page_ids], self.device
-            )
-            self.page_table[slots.long(), indices.long()] = page_ids
+            changes = np.stack((step.new_page_slots, step.new_page_indices, step.new_page_ids))
+            write_pages(self.page_table, to_device(changes, self.device))
 
     def prepare(self, step: SchedulerOutput) -> StepInputs | None:
         """Apply the step's new pages and lay out its rows; None where there are none."""

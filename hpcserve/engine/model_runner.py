@@ -132,10 +132,13 @@ class ModelRunner:
             # The next replay writes there, perhaps before this has left.
             self._hand_on(out.logits.clone())
             return StepTensors(step.step_id, rows, np.zeros(0, dtype=np.int64))
+        if self.sampler.takes_argmax(step.slots):
+            return StepTensors(step.step_id, rows, np.arange(rows), out.token_ids)
+        slots, positions = out.slots.long(), out.positions.long()
         token_ids, logprobs = self.sampler.sample(
-            out.logits, step.slots, step.num_computed + 1, out.slots, out.positions
+            out.logits, step.slots, step.num_computed + 1, slots, positions
         )
-        self.batch.store(out.slots, out.positions, token_ids)
+        self.batch.store(slots, positions, token_ids)
         return StepTensors(step.step_id, rows, np.arange(rows), token_ids, logprobs)
 
     def apply(self, step: SchedulerOutput) -> None:

@@ -13,7 +13,7 @@ from hpcserve.engine.logit_bias import LogitBias
 from hpcserve.engine.penalties import PenaltyState
 from hpcserve.engine.staging import to_device
 from hpcserve.ipc.messages import NewRequest
-from hpcserve.ops.sampling import sample, top_logprobs
+from hpcserve.ops.sampling import argmax, sample, top_logprobs
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,13 @@ class Sampler:
         self.penalties.release(slot)
         self._num_logprobs.pop(slot, None)
 
+    def takes_argmax(self, host_slots: npt.NDArray[np.int32]) -> bool:
+        """Whether these slots' next tokens are the likeliest of the model's own logits, and
+        nothing else is asked about them."""
+        if self.penalties or self.bias or self._num_logprobs:
+            return False
+        return bool(self._is_greedy[host_slots].all())
+
     def sample(
         self,
         logits: torch.Tensor,
@@ -98,7 +105,7 @@ class Sampler:
         if self.bias:
             self.bias.apply(logits, slot_list, host_positions.tolist())
         if self._is_greedy[host_slots].all():
-            tokens = logits.argmax(dim=-1)
+            tokens = argmax(logits)
         else:
             tokens = self._draw(logits, slots, positions)
         if penalised is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -29,6 +30,27 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:
 
 def write_json(path: Path, content: dict[str, Any], *, mode: int = 0o644) -> None:
     write_atomically(path, json.dumps(content, indent=1, sort_keys=True) + "\n", mode=mode)
+
+
+def write_beat(path: Path, content: dict[str, Any]) -> None:
+    """`write_json` for a sign of life: on a full disk the old file still gets a new time.
+
+    Raises OutputError as `write_json` does, also where the time was set.
+    """
+    try:
+        write_json(path, content)
+    except OutputError:
+        with contextlib.suppress(OSError):  # the first error says it all
+            os.utime(path)
+        raise
+
+
+def changed_at(path: Path) -> int:
+    """When `path` was last written or touched, in ns of its file system's clock; 0 for no file."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from hpcserve.launcher.files import read_json
+from hpcserve.launcher.files import changed_at, read_json
 from hpcserve.launcher.job_dir import JobDir
 
 #: A node writes its file this often.
@@ -14,7 +14,7 @@ BEAT_S = 2.0
 
 @dataclass
 class _Seen:
-    beat: int = -1
+    beat: tuple[int, int] = (-1, 0)
     at: float = 0.0
     host: str = ""
     ended: bool = False
@@ -38,8 +38,10 @@ class Liveness:
             if content is None or content.get("incarnation") != self.incarnation:
                 continue
             seen = self._seen.setdefault(rank, _Seen())
-            if content.get("beat") != seen.beat:
-                seen.beat, seen.at = int(content.get("beat", 0)), now
+            # A node whose disk is full can only touch its file.
+            beat = (int(content.get("beat", 0)), changed_at(self.job_dir.node(rank)))
+            if beat != seen.beat:
+                seen.beat, seen.at = beat, now
                 seen.host = str(content.get("host", ""))
                 seen.ended = content.get("phase") == "ended"
 

@@ -24,7 +24,7 @@ from hpcserve.launcher.doctor.examine import node_findings
 from hpcserve.launcher.environment import SIGNALS_REACH_ALL, gpus_on_node
 from hpcserve.launcher.fabric import _select as fabrics
 from hpcserve.launcher.fabric.base import Setting, interface_settings, not_yet_set, required_net
-from hpcserve.launcher.files import read_json, write_json
+from hpcserve.launcher.files import changed_at, read_json, write_beat, write_json
 from hpcserve.launcher.job_dir import JobDir
 from hpcserve.launcher.liveness import BEAT_S
 from hpcserve.launcher.signals import STOP, SignalInbox, end_group
@@ -77,7 +77,7 @@ class Node:
         self._stop_at: float | None = None
         self._kill_at: float | None = None
         self._terminated = False
-        self._supervisor_beat: tuple[object, float] = (None, time.monotonic())
+        self._supervisor_beat: tuple[int, float] = (0, time.monotonic())
 
     def run(self, arguments: Sequence[str]) -> int:
         self._show_life()
@@ -269,10 +269,10 @@ class Node:
         control = read_json(self._job_dir.control)
         if control and control.get("incarnation") == self._environment.incarnation:
             self._stop_engine(str(control.get("why")), float(control.get("drain_s", 0)))
-        state = read_json(self._job_dir.state) or {}
+        seen = changed_at(self._job_dir.state)
         beat, since = self._supervisor_beat
-        if state.get("heartbeat_at") != beat:
-            self._supervisor_beat = (state.get("heartbeat_at"), time.monotonic())
+        if seen != beat:
+            self._supervisor_beat = (seen, time.monotonic())
         elif time.monotonic() - since > self._options.orphan_s:
             self._stop_engine(f"no word of the supervisor for {self._options.orphan_s:.0f} s", 0.0)
 
@@ -312,6 +312,6 @@ class Node:
             "machine": network.machine_id(),
         }
         try:
-            write_json(self._job_dir.node(self._environment.rank), content)
+            write_beat(self._job_dir.node(self._environment.rank), content)
         except OutputError as error:
             log.warning("%s; going on without", error)

@@ -160,9 +160,15 @@ def batch_words(
     }
     words = [*inputs, "--output", output, "--launcher", "local"]
     words += ["--model", model] if model else []
+    if settings["drain_s"].is_default:
+        # What the job's drain leaves, less the time to write and to end the engine.
+        job_s = float(settings["job_drain_s"].value)
+        words += ["--row-drain", f"{max(job_s - _BATCH_END_S, job_s / 2):g}"]
     return (*words, *option_words(kept, (BatchConfig, RowDefaults, *PARTS.values())))
 
 
+#: Of a job's drain, for a batch run's own end.
+_BATCH_END_S = 10.0
 _SET_BY_THE_JOB = ("api_key", "model", "host", "port", "drain_timeout_s")
 _SET_BY_THE_LAUNCHER = ("nnodes", "node_rank", "dist_init_addr")
 

@@ -20,7 +20,7 @@ from hpcserve.launcher.cause import Cause
 from hpcserve.launcher.child import Child
 from hpcserve.launcher.continuation import Decision, decide
 from hpcserve.launcher.deadline import Deadline
-from hpcserve.launcher.files import read_json, write_json
+from hpcserve.launcher.files import read_json, write_beat, write_json
 from hpcserve.launcher.followup import FollowUp
 from hpcserve.launcher.job_dir import JobDir
 from hpcserve.launcher.liveness import Liveness
@@ -346,7 +346,7 @@ class Supervisor:
             "exit_code": exit_code,
             "message": message,
         }
-        self._safely(lambda: write_json(self.job_dir.state, content))
+        self._safely(lambda: write_beat(self.job_dir.state, content))
         self._safely(self._publish_endpoint)
         if changed:
             told = {

@@ -11,7 +11,7 @@ from torch import nn
 from hpcserve.distributed.parallel_state import TensorParallel
 from hpcserve.errors import ConfigError
 from hpcserve.layers.parameter import ShardId, WeightParameter, load_whole, weight_parameter
-from hpcserve.ops.gemm import linear
+from hpcserve.ops.gemm import gated_linear, linear
 
 
 class ReplicatedLinear(nn.Module):
@@ -94,6 +94,10 @@ class MergedColumnParallelLinear(SlicedOutputLinear):
             slices[index] = OutputSlice(size, tp.rank * local, local, start)
             start += local
         super().__init__(input_size, slices, bias=bias)
+
+    def gated(self, x: torch.Tensor) -> torch.Tensor:
+        """silu of the first of two matrices' outputs times the second's, [..., local size]."""
+        return gated_linear(x, self.weight, self.bias)
 
 
 class QKVParallelLinear(SlicedOutputLinear):

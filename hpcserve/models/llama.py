@@ -12,7 +12,6 @@ from torch import nn
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.distributed.parallel_state import ExpertParallel, PipelineStage, TensorParallel
 from hpcserve.errors import UnsupportedModelError
-from hpcserve.layers.activation import SiluAndMul
 from hpcserve.layers.attention import Attention
 from hpcserve.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from hpcserve.layers.forward_context import ForwardContext
@@ -88,11 +87,10 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = MergedColumnParallelLinear(
             hidden_size, [intermediate_size, intermediate_size], tp, bias=bias
         )
-        self.act = SiluAndMul()
         self.down_proj = RowParallelLinear(intermediate_size, hidden_size, tp, bias=bias, sums=sums)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.down_proj(self.act(self.gate_up_proj(hidden)))
+        out: torch.Tensor = self.down_proj(self.gate_up_proj.gated(hidden))
         return out
 
 

@@ -6,6 +6,7 @@ import torch
 
 from hpcserve.kernels.gemm import reference
 from hpcserve.ops._dispatch import kernel, use_kernel
+from hpcserve.ops.activation import silu_and_mul
 
 #: More rows than this always go to cuBLAS; checked here to keep the common path to one branch.
 MAX_ROWS = 16
@@ -25,3 +26,16 @@ def linear(
             out: torch.Tensor = module.linear(x, weight, bias, residual, config)
             return out
     return reference.linear(x, weight, bias, residual)
+
+
+def gated_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """silu(gate) * up [..., N / 2] for x [..., K], where weight [N, K] holds gate, then up."""
+    if x.numel() <= MAX_ROWS * x.shape[-1] and use_kernel(x):
+        module = kernel("gemm.small_m_triton")
+        config = module.tuned_config(x, weight, gates=True)
+        if config is not None:
+            out: torch.Tensor = module.linear(x, weight, bias, None, config, gates=True)
+            return out
+    return silu_and_mul(linear(x, weight, bias))

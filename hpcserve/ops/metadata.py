@@ -8,7 +8,7 @@ from hpcserve.kernels.metadata import reference
 from hpcserve.kernels.metadata.reference import Expanded
 from hpcserve.ops._dispatch import kernel, use_kernel
 
-__all__ = ["Expanded", "expand", "expand_decode"]
+__all__ = ["Expanded", "expand", "expand_decode", "row_pages", "write_pages"]
 
 
 def expand(
@@ -47,3 +47,26 @@ def expand_decode(
     if use_kernel(slots):
         run = kernel("metadata.expand_triton").expand_decode
     return run(slots, num_computed, page_table, token_buffer, page_size)
+
+
+def row_pages(
+    page_table: torch.Tensor, slots: torch.Tensor, seq_lens: torch.Tensor, page_size: int
+) -> torch.Tensor:
+    """int32 [R, max_pages]: row r begins with the pages that hold seq_lens[r] tokens of slots[r].
+
+    page_table: int32 [max_slots, max_pages]; slots, seq_lens: int32 [R]. What lies behind these
+    pages is undefined; a row without tokens, or with a slot below 0, has page 0 first.
+    """
+    run = reference.row_pages
+    if use_kernel(page_table):
+        run = kernel("metadata.pages_triton").row_pages
+    return run(page_table, slots, seq_lens, page_size)
+
+
+def write_pages(page_table: torch.Tensor, changes: torch.Tensor) -> None:
+    """page_table[slots[i], indices[i]] = page_ids[i]; changes: int32 [3, n], these three, each
+    pair of slot and index at most once."""
+    run = reference.write_pages
+    if use_kernel(page_table):
+        run = kernel("metadata.pages_triton").write_pages
+    run(page_table, changes)

@@ -17,6 +17,7 @@ def paged_decode(
     scale: float,
     max_seq_len: int | None = None,
     out: torch.Tensor | None = None,
+    min_split: int | None = None,
 ) -> torch.Tensor:
     """One query per row: q [R, Hq, D] over the first seq_lens[r] tokens of row r's pages.
 
@@ -24,12 +25,15 @@ def paged_decode(
     int32 [R], 0 for padding (its output is zeros). max_seq_len: a bound of seq_lens known on the
     host, which sizes the grid (default: what page_table can hold; a captured graph needs a bound
     that holds for all its replays). The result does not depend on it, nor on the other rows.
-    out: [R, Hq, D], where to put the result, instead of a new tensor.
+    out: [R, Hq, D], where to put the result, instead of a new tensor. min_split: the least number
+    of tokens of a part of a row that is worked on in parts; it decides how sums are rounded.
     """
-    run = reference.paged_decode
+    args = (q, k_cache, v_cache, page_table, seq_lens, scale, max_seq_len, out)
     if use_kernel(q):
-        run = kernel("attention.paged_decode_triton").paged_decode
-    return run(q, k_cache, v_cache, page_table, seq_lens, scale, max_seq_len, out)
+        module = kernel("attention.paged_decode_triton")
+        found: torch.Tensor = module.paged_decode(*args, min_split=min_split)
+        return found
+    return reference.paged_decode(*args)
 
 
 def paged_prefill(

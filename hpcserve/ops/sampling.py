@@ -13,7 +13,14 @@ from hpcserve.kernels.sampling import reference
 from hpcserve.kernels.sampling.reference import top_logprobs
 from hpcserve.ops._dispatch import kernel, use_kernel
 
-__all__ = ["apply_logit_bias", "apply_penalties", "sample", "top_logprobs"]
+__all__ = [
+    "apply_logit_bias",
+    "apply_penalties",
+    "argmax",
+    "sample",
+    "store_argmax",
+    "top_logprobs",
+]
 
 
 def sample(
@@ -35,6 +42,34 @@ def sample(
     if use_kernel(logits):
         run = kernel("sampling.sample_triton").sample
     return run(logits, temperature, top_k, top_p, min_p, seeds, positions)
+
+
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: the likeliest token of each row of logits [B, V]; the least id wins a tie."""
+    run = reference.argmax
+    if use_kernel(logits):
+        run = kernel("sampling.argmax_triton").argmax
+    return run(logits)
+
+
+def store_argmax(
+    logits: torch.Tensor,
+    token_buffer: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    outputs: torch.Tensor,
+    turn: torch.Tensor,
+) -> None:
+    """The argmax of row i goes to outputs[turn, i] and to token_buffer[slots[i], positions[i]].
+
+    logits: [B, V].  token_buffer: int32 [max_slots, L].  slots, positions: int32 [B]; rows with a
+    slot below 0 are padding and leave the buffer alone.  outputs: int64 [turns, B].  turn: int32
+    [1] on the device, so that replays of one CUDA graph may take turns with its outputs.
+    """
+    run = reference.store_argmax
+    if use_kernel(logits):
+        run = kernel("sampling.argmax_triton").store_argmax
+    run(logits, token_buffer, slots, positions, outputs, turn)
 
 
 def apply_penalties(

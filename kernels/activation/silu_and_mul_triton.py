@@ -6,11 +6,16 @@ import torch
 import triton
 import triton.language as tl
 
+from ..launch.dependent import enter, options
+
 BLOCK = 1024
 
 
 @triton.jit
-def _silu_and_mul_kernel(gate_up_ptr, out_ptr, row_stride, size, BLOCK: tl.constexpr):
+def _silu_and_mul_kernel(
+    gate_up_ptr, out_ptr, row_stride, size, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    enter(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = cols < size
@@ -30,5 +35,7 @@ def silu_and_mul(gate_up: torch.Tensor) -> torch.Tensor:
     out = torch.empty((*gate_up.shape[:-1], size), dtype=gate_up.dtype, device=gate_up.device)
     if rows.shape[0]:
         grid = (rows.shape[0], triton.cdiv(size, BLOCK))
-        _silu_and_mul_kernel[grid](rows, out, rows.stride(0), size, BLOCK=BLOCK, num_warps=4)
+        _silu_and_mul_kernel[grid](
+            rows, out, rows.stride(0), size, BLOCK=BLOCK, num_warps=4, **options(rows)
+        )
     return out

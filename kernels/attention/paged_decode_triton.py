@@ -1,18 +1,24 @@
-"""Paged decode attention: split-KV flash-decoding, then a merge (Dao et al., 2023,
-"Flash-Decoding for long-context inference"; online softmax of Milakov and Gimelshein, 2018).
+"""Paged decode attention: split-KV flash-decoding (Dao et al., 2023, "Flash-Decoding for
+long-context inference"; online softmax of Milakov and Gimelshein, 2018).
 
 How a row is split depends on its own length alone, so neither the other rows nor the size of the
-grid change a bit of the result: up to MAX_SPLITS parts of at least MIN_SPLIT tokens, a power of
+grid change a bit of the result: up to MAX_SPLITS parts of at least `min_split` tokens, a power of
 two. A program takes one row, the q heads that share a kv head, and every SLOTS-th part; the grid
 is fixed by the host and programs without work leave at once, so a CUDA graph may be replayed
-with other lengths. The q heads of a group are padded to 16 rows, the least that tensor cores take.
+with other lengths. The last program to finish a part of a row (a counter tells) merges the parts,
+always in their order. The q heads of a group are padded to 16 rows, the least that tensor cores
+take.
 """
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
+
+from ..launch.dependent import enter, options
 
 MIN_SPLIT = 256
 MAX_SPLITS = 32
@@ -20,14 +26,16 @@ BLOCK_HEADS = 16
 #: Enough programs to fill 132 multiprocessors several times; more only leave at once.
 TARGET_PROGRAMS = 4096
 
-_MIN_SPLIT = tl.constexpr(MIN_SPLIT)
+#: Values that one round of the merge holds.
+MERGED_VALUES = 4096
+
 _MAX_SPLITS = tl.constexpr(MAX_SPLITS)
 
 
 @triton.jit
-def _split_size(length):
+def _split_size(length, MIN_SPLIT: tl.constexpr):
     """Tokens of each part of a row: MIN_SPLIT, doubled until MAX_SPLITS parts are enough."""
-    size = length * 0 + _MIN_SPLIT
+    size = length * 0 + MIN_SPLIT
     while size * _MAX_SPLITS < length:
         size *= 2
     return size
@@ -73,6 +81,54 @@ def _attend_part(
     return acc, total, top
 
 
+@triton.jit
+def _merge(
+    part_ptr,
+    lse_ptr,
+    out_ptr,
+    first_at,
+    parts,
+    member,
+    real,
+    out_stride_h,
+    PARTS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """Weigh the parts of heads `member` by their log-sum-exp, in their order.
+
+    first_at: index of (row, first head of the group), in heads; out_ptr: that head's output.
+    """
+    col = tl.arange(0, DIM)
+    top = tl.full([BLOCK_H], -float("inf"), tl.float32)
+    total = tl.zeros([BLOCK_H], tl.float32)
+    acc = tl.zeros([BLOCK_H, DIM], tl.float32)
+    for first in range(0, parts, BLOCK_P):
+        part = first + tl.arange(0, BLOCK_P)
+        at = (first_at + member[None, :]) * PARTS + part[:, None]
+        mask = (part < parts)[:, None] & real[None, :]
+        # .cg reads from L2, where the other programs' parts are.
+        lse = tl.load(lse_ptr + at, mask=mask, other=-float("inf"), cache_modifier=".cg")
+        new_top = tl.maximum(top, tl.max(lse, axis=0))
+        # Heads of padding have no part at all.
+        safe = tl.where(real, new_top, 0.0)
+        weight = tl.exp2(lse - safe[None, :])
+        values = tl.load(
+            part_ptr + at[:, :, None] * DIM + col[None, None, :],
+            mask=mask[:, :, None],
+            other=0.0,
+            cache_modifier=".cg",
+        )
+        shrink = tl.exp2(top - safe)
+        total = total * shrink + tl.sum(weight, axis=0)
+        acc = acc * shrink[:, None] + tl.sum(values * weight[:, :, None], axis=0)
+        top = new_top
+    out = acc / tl.where(real, total, 1.0)[:, None]
+    out_at = member[:, None] * out_stride_h + col[None, :]
+    tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=real[:, None])
+
+
 # Tables and lengths are slices whose alignment and width change from step to step: one variant.
 @triton.jit(
     do_not_specialize=["pages_stride"],
@@ -84,14 +140,18 @@ def _decode_kernel(
     v_ptr,
     page_table_ptr,
     seq_lens_ptr,
+    out_ptr,
     part_ptr,
     lse_ptr,
+    counter_ptr,
     q_stride_t,
     q_stride_h,
     page_stride,
     token_stride,
     head_stride,
     pages_stride,
+    out_stride_t,
+    out_stride_h,
     heads,
     group,
     factor,
@@ -100,18 +160,28 @@ def _decode_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_H: tl.constexpr,
     GROUP_BLOCKS: tl.constexpr,
+    MERGED_HEADS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
     PARTS: tl.constexpr,
+    MIN_SPLIT: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    enter(PDL)
     row = tl.program_id(0).to(tl.int64)
     kv_head = tl.program_id(1) // GROUP_BLOCKS
-    member = (tl.program_id(1) % GROUP_BLOCKS) * BLOCK_H + tl.arange(0, BLOCK_H)
+    first_member = (tl.program_id(1) % GROUP_BLOCKS) * BLOCK_H
+    member = first_member + tl.arange(0, BLOCK_H)
     length = tl.load(seq_lens_ptr + row)
-    size = _split_size(length)
+    size = _split_size(length, MIN_SPLIT)
     parts = tl.cdiv(length, size)
+    head = kv_head * group + member
+    real = member < group
+    col = tl.arange(0, DIM)
+    out_at = row * out_stride_t + head[:, None] * out_stride_h + col[None, :]
+    if (parts == 0) & (tl.program_id(2) == 0):
+        zeros = tl.zeros([BLOCK_H, DIM], out_ptr.dtype.element_ty)
+        tl.store(out_ptr + out_at, zeros, mask=real[:, None])
     if tl.program_id(2) < parts:
-        head = kv_head * group + member
-        real = member < group
-        col = tl.arange(0, DIM)
         q_at = row * q_stride_t + head[:, None] * q_stride_h + col[None, :]
         q = tl.load(q_ptr + q_at, mask=real[:, None], other=0.0)
         for part in range(tl.program_id(2), parts, tl.num_programs(2)):
@@ -131,43 +201,43 @@ def _decode_kernel(
                 BLOCK_N,
                 BLOCK_H,
             )
-            at = (row * heads + head) * PARTS + part
             out = acc / total[:, None]
-            tl.store(part_ptr + at[:, None] * DIM + col[None, :], out, mask=real[:, None])
-            tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
+            if parts == 1:
+                tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=real[:, None])
+            else:
+                at = (row * heads + head) * PARTS + part
+                tl.store(part_ptr + at[:, None] * DIM + col[None, :], out, mask=real[:, None])
+                tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
+        if parts > 1:
+            # All threads have stored before one of them publishes it to the other programs.
+            tl.debug_barrier()
+            counter = counter_ptr + row * tl.num_programs(1) + tl.program_id(1)
+            arrived = tl.atomic_add(counter, 1, sem="acq_rel")
+            if arrived == tl.minimum(parts, tl.num_programs(2)) - 1:
+                merged = first_member + tl.arange(0, MERGED_HEADS)
+                first_head = kv_head * group
+                _merge(
+                    part_ptr,
+                    lse_ptr,
+                    out_ptr + row * out_stride_t + first_head * out_stride_h,
+                    row * heads + first_head,
+                    parts,
+                    merged,
+                    merged < group,
+                    out_stride_h,
+                    PARTS,
+                    DIM,
+                    BLOCK_P,
+                    MERGED_HEADS,
+                )
+                tl.store(counter, 0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["seq_lens_ptr"])
-def _merge_kernel(
-    part_ptr,
-    lse_ptr,
-    seq_lens_ptr,
-    out_ptr,
-    out_stride_t,
-    out_stride_h,
-    heads,
-    PARTS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """Weigh the parts of one row and head by their log-sum-exp; a row of length 0 gets zeros."""
-    row = tl.program_id(0).to(tl.int64)
-    head = tl.program_id(1)
-    length = tl.load(seq_lens_ptr + row)
-    parts = tl.cdiv(length, _split_size(length))
-    col = tl.arange(0, DIM)
-    acc = tl.zeros([DIM], tl.float32)
-    if parts > 0:
-        part = tl.arange(0, BLOCK_P)
-        at = (row * heads + head) * PARTS + part
-        lse = tl.load(lse_ptr + at, mask=part < parts, other=-float("inf"))
-        weight = tl.exp2(lse - tl.max(lse, axis=0))
-        values = tl.load(
-            part_ptr + at[:, None] * DIM + col[None, :], mask=(part < parts)[:, None], other=0.0
-        )
-        acc = tl.sum(values * weight[:, None], axis=0) / tl.sum(weight, axis=0)
-    out_at = row * out_stride_t + head * out_stride_h + col
-    tl.store(out_ptr + out_at, acc.to(out_ptr.dtype.element_ty))
+@cache
+def _counters(device: torch.device, size: int) -> torch.Tensor:
+    """Zeros that every launch leaves as zeros. Made by the first call of its size, which must not
+    be inside a graph capture; launches that share a device must share a stream."""
+    return torch.zeros(size, dtype=torch.int32, device=device)
 
 
 def paged_decode(
@@ -180,8 +250,10 @@ def paged_decode(
     max_seq_len: int | None = None,
     out: torch.Tensor | None = None,
     tile: tuple[int, int, int] | None = None,
+    min_split: int | None = None,
 ) -> torch.Tensor:
     """See ops.paged_attention.paged_decode; tile is (BLOCK_N, warps, stages), default `_tile`."""
+    min_split = min_split or MIN_SPLIT
     rows, heads, dim = q.shape
     _, page_size, kv_heads, _ = k_cache.shape
     if out is None:
@@ -190,28 +262,33 @@ def paged_decode(
         return out
     bound = page_table.shape[1] * page_size if max_seq_len is None else max_seq_len
     # A power of two, so that few variants are compiled whatever bounds are passed.
-    parts = min(MAX_SPLITS, triton.next_power_of_2(max(1, triton.cdiv(bound, MIN_SPLIT))))
-    block_n, warps, stages = tile or _tile(dim, q.element_size())
+    parts = min(MAX_SPLITS, triton.next_power_of_2(max(1, triton.cdiv(bound, min_split))))
+    block_n, warps, stages = tile or _tile(dim, q.element_size(), min_split)
     part_out = torch.empty((rows, heads, parts, dim), dtype=torch.float32, device=q.device)
     lse = torch.empty((rows, heads, parts), dtype=torch.float32, device=q.device)
     group = heads // kv_heads
     group_blocks = triton.cdiv(group, BLOCK_HEADS)
     programs = rows * kv_heads * group_blocks
     slots = min(parts, max(1, triton.cdiv(TARGET_PROGRAMS, programs)))
+    merged_heads = min(BLOCK_HEADS, triton.next_power_of_2(group))
     _decode_kernel[(rows, kv_heads * group_blocks, slots)](
         q,
         k_cache,
         v_cache,
         page_table,
         seq_lens.contiguous(),
+        out,
         part_out,
         lse,
+        _counters(q.device, triton.next_power_of_2(programs)),
         q.stride(0),
         q.stride(1),
         k_cache.stride(0),
         k_cache.stride(1),
         k_cache.stride(2),
         page_table.stride(0),
+        out.stride(0),
+        out.stride(1),
         heads,
         group,
         scale * 1.4426950408889634,
@@ -220,26 +297,18 @@ def paged_decode(
         BLOCK_N=block_n,
         BLOCK_H=BLOCK_HEADS,
         GROUP_BLOCKS=group_blocks,
+        MERGED_HEADS=merged_heads,
+        BLOCK_P=min(parts, max(1, MERGED_VALUES // (merged_heads * dim))),
         PARTS=parts,
+        MIN_SPLIT=min_split,
         num_warps=warps,
         num_stages=stages,
-    )
-    _merge_kernel[(rows, heads)](
-        part_out,
-        lse,
-        seq_lens.contiguous(),
-        out,
-        out.stride(0),
-        out.stride(1),
-        heads,
-        PARTS=parts,
-        DIM=dim,
-        BLOCK_P=parts,
-        num_warps=2,
+        **options(q),
     )
     return out
 
 
-def _tile(dim: int, element_size: int) -> tuple[int, int, int]:
-    """(BLOCK_N, warps, stages): K and V tiles of 16 KB each, so that several programs fit an SM."""
-    return max(16, min(64, 16384 // (dim * element_size))), 4, 3
+def _tile(dim: int, element_size: int, min_split: int) -> tuple[int, int, int]:
+    """(BLOCK_N, warps, stages): K and V tiles of 16 KB each, so that several programs fit an SM;
+    more of them fit with two stages, which longer parts gain from."""
+    return max(16, min(64, 16384 // (dim * element_size))), 4, 3 if min_split < 256 else 2

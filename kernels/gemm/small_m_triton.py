@@ -5,6 +5,8 @@ instruction and the few rows of x its columns (padded to 16). Where N alone give
 K is split: each program writes its fp32 part, and the last one to arrive at a tile (a counter
 tells) adds the parts in the order of K. The counter decides who adds, never in which order, so
 results are the same every time.
+
+With GATES, W holds gate over up, a tile has rows of both, and silu(gate) * up is stored.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .tuned import TUNED, Config
+from ..launch.dependent import options, prefetch, release, wait
+from .tuned import GATED, TUNED, Config, Table
 
 BLOCK_M = 16
+#: Columns of its rows of the weight that a program fetches before its turn comes.
+PREFETCH = 256
 #: Tiles of N that split-K may have: the smallest tile on a vocabulary of 262,144.
 MAX_TILES = 16384
 
@@ -40,11 +45,26 @@ CANDIDATES: tuple[Config, ...] = (
 
 
 @triton.jit
+def _store_gated(acc, out_ptr, tile, m, rows, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """silu of the tile's first half of rows times its second."""
+    HALF: tl.constexpr = BLOCK_N // 2
+    kind = out_ptr.dtype.element_ty
+    gate, up = tl.split(tl.permute(tl.reshape(acc, (2, HALF, BLOCK_M)), (1, 2, 0)))
+    # Rounded as they would be in memory.
+    gate, up = gate.to(kind).to(tl.float32), up.to(kind).to(tl.float32)
+    gated = gate / (1.0 + tl.exp(-gate)) * up
+    n = tile * HALF + tl.arange(0, HALF)
+    mask = (m < rows)[None, :] & (n < width)[:, None]
+    tl.store(out_ptr + m[None, :] * width + n[:, None], gated.to(kind), mask=mask)
+
+
+@triton.jit
 def _finish(
     acc,
     bias_ptr,
     residual_ptr,
     out_ptr,
+    tile,
     n,
     m,
     rows,
@@ -52,6 +72,9 @@ def _finish(
     residual_stride,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    GATES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """Add bias and residual in fp32 to the tile acc [BLOCK_N, BLOCK_M], round once and store."""
     mask = (m < rows)[None, :] & (n < size_n)[:, None]
@@ -61,8 +84,11 @@ def _finish(
     if HAS_RESIDUAL:
         at = m[None, :] * residual_stride + n[:, None]
         acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    out = acc.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + m[None, :] * size_n + n[:, None], out, mask=mask)
+    if GATES:
+        _store_gated(acc, out_ptr, tile, m, rows, size_n // 2, BLOCK_M, BLOCK_N)
+    else:
+        out = acc.to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + m[None, :] * size_n + n[:, None], out, mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -82,21 +108,34 @@ def _small_m_kernel(
     residual_stride,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
+    GATES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     tile = tl.program_id(0)
     split = tl.program_id(1)
     n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    if GATES:
+        HALF: tl.constexpr = BLOCK_N // 2
+        inner = tl.arange(0, BLOCK_N)
+        n = (inner // HALF) * (size_n // 2) + tile * HALF + inner % HALF
     m = tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     blocks = size_k // BLOCK_K
+    first = blocks * split // SPLIT_K
+    if PDL:
+        release()
+        rows_at = weight_ptr + n.to(tl.int64) * weight_stride
+        prefetch(rows_at, first * BLOCK_K, size_k, PREFETCH)
+        wait()
     weight_at = weight_ptr + n.to(tl.int64)[:, None] * weight_stride + k[None, :]
     x_at = x_ptr + m[None, :] * x_stride + k[:, None]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for block in range(blocks * split // SPLIT_K, blocks * (split + 1) // SPLIT_K):
+    for block in range(first, blocks * (split + 1) // SPLIT_K):
         weight = tl.load(weight_at + block * BLOCK_K)
         x = tl.load(x_at + block * BLOCK_K, mask=(m < rows)[None, :], other=0.0)
         acc = tl.dot(weight, x, acc, input_precision="ieee")
@@ -106,6 +145,7 @@ def _small_m_kernel(
             bias_ptr,
             residual_ptr,
             out_ptr,
+            tile,
             n,
             m,
             rows,
@@ -113,6 +153,9 @@ def _small_m_kernel(
             residual_stride,
             HAS_BIAS,
             HAS_RESIDUAL,
+            GATES,
+            BLOCK_M,
+            BLOCK_N,
         )
     else:
         inside = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + m[None, :]
@@ -131,6 +174,7 @@ def _small_m_kernel(
                 bias_ptr,
                 residual_ptr,
                 out_ptr,
+                tile,
                 n,
                 m,
                 rows,
@@ -138,6 +182,9 @@ def _small_m_kernel(
                 residual_stride,
                 HAS_BIAS,
                 HAS_RESIDUAL,
+                GATES,
+                BLOCK_M,
+                BLOCK_N,
             )
             tl.store(counter_ptr + tile, 0)
 
@@ -150,13 +197,13 @@ def _counters(device: torch.device) -> torch.Tensor:
 
 
 @cache
-def _device_table(device: torch.device) -> dict[tuple[int, int, int], Config]:
-    return TUNED.get(torch.cuda.get_device_name(device), {})
+def _device_table(device: torch.device, gates: bool) -> Table:
+    return (GATED if gates else TUNED).get(torch.cuda.get_device_name(device), {})
 
 
-def tuned_config(x: torch.Tensor, weight: torch.Tensor) -> Config | None:
+def tuned_config(x: torch.Tensor, weight: torch.Tensor, gates: bool = False) -> Config | None:
     """The measured configuration for these shapes, or None where cuBLAS is the better choice."""
-    table = _device_table(x.device)
+    table = _device_table(x.device, gates)
     if not table or x.element_size() != 2:
         return None
     size_n, size_k = weight.shape
@@ -181,8 +228,10 @@ def linear(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     config: Config,
+    gates: bool = False,
 ) -> torch.Tensor:
-    """See reference.linear; at most 16 rows, and `fits(config, *weight.shape)` must hold."""
+    """See reference.linear, or with `gates` (and no residual) reference.gated_linear; at most 16
+    rows, and `fits(config, *weight.shape)` must hold."""
     size_n, size_k = weight.shape
     rows = x.reshape(-1, size_k)
     if rows.stride(1) != 1:
@@ -190,7 +239,8 @@ def linear(
     other = rows if residual is None else residual.reshape(-1, size_n)
     block_n, block_k, split_k, warps, stages = config
     tiles = size_n // block_n
-    out = torch.empty((*x.shape[:-1], size_n), dtype=x.dtype, device=x.device)
+    width = size_n // 2 if gates else size_n
+    out = torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
     parts = out
     counters = out
     if split_k > 1:
@@ -214,11 +264,14 @@ def linear(
         other.stride(0),
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
+        GATES=gates,
         BLOCK_M=BLOCK_M,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         SPLIT_K=split_k,
+        PREFETCH=PREFETCH,
         num_warps=warps,
         num_stages=stages,
+        **options(x),
     )
     return out

@@ -53,3 +53,23 @@ def expand_decode(
     """`expand` of R rows of one token each: shapes depend on R alone, as a CUDA graph needs."""
     ones = torch.ones_like(num_computed)
     return expand(slots, num_computed, ones, page_table, token_buffer, page_size, slots.shape[0])
+
+
+def row_pages(
+    page_table: torch.Tensor, slots: torch.Tensor, seq_lens: torch.Tensor, page_size: int
+) -> torch.Tensor:
+    """int32 [R, max_pages]: row r begins with the pages that hold seq_lens[r] tokens of slots[r].
+
+    page_table: int32 [max_slots, max_pages]; slots, seq_lens: int32 [R]. What lies behind these
+    pages is undefined; a row without tokens, or with a slot below 0, has page 0 first.
+    """
+    rows = page_table[slots.clamp(min=0).long()]
+    padding = (seq_lens <= 0) | (slots < 0)
+    rows[:, 0] = torch.where(padding, 0, rows[:, 0])
+    return rows
+
+
+def write_pages(page_table: torch.Tensor, changes: torch.Tensor) -> None:
+    """page_table[slots[i], indices[i]] = page_ids[i]; changes: int32 [3, n], these three."""
+    slots, indices, page_ids = changes
+    page_table[slots.long(), indices.long()] = page_ids

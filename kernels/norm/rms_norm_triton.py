@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..launch.dependent import enter, options
+
 
 @triton.jit
 def _rms_norm_kernel(
@@ -20,7 +22,9 @@ def _rms_norm_kernel(
     eps,
     ADD: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    enter(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK)
     mask = cols < size
@@ -67,6 +71,7 @@ def _launch(
         ADD=residual is not None,
         BLOCK=block,
         num_warps=min(16, max(1, block // 512)),
+        **options(rows),
     )
     return out, total
 

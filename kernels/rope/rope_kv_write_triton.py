@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..launch.dependent import enter, options
+
 BLOCK_HEADS = 8
 
 
@@ -60,7 +62,9 @@ def _rope_kv_write_kernel(
     Q_BLOCKS: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    enter(PDL)
     token = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1)
     half = dim // 2
@@ -157,5 +161,6 @@ def rope_kv_write(
         BLOCK_H=BLOCK_HEADS,
         BLOCK_HALF=triton.next_power_of_2(dim // 2),
         num_warps=4,
+        **options(out),
     )
     return out

@@ -83,6 +83,31 @@ def sample(
     return tokens
 
 
+def argmax(logits: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: the likeliest token of each row of logits [B, V]; the least id wins a tie."""
+    return logits.argmax(dim=-1)
+
+
+def store_argmax(
+    logits: torch.Tensor,
+    token_buffer: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    outputs: torch.Tensor,
+    turn: torch.Tensor,
+) -> None:
+    """The argmax of row i goes to outputs[turn, i] and to token_buffer[slots[i], positions[i]].
+
+    logits: [B, V].  token_buffer: int32 [max_slots, L].  slots, positions: int32 [B]; rows with a
+    slot below 0 are padding and leave the buffer alone.  outputs: int64 [turns, B].  turn: int32
+    [1], on the device like the others.
+    """
+    tokens = argmax(logits)
+    outputs[turn.long()] = tokens
+    real = slots >= 0
+    token_buffer[slots[real].long(), positions[real].long()] = tokens[real].int()
+
+
 def apply_penalties(
     logits: torch.Tensor,
     output_counts: torch.Tensor,

@@ -38,7 +38,7 @@ def rows_and_tokens():
     from hpcserve.kernels.activation import silu_and_mul_triton
     from hpcserve.kernels.embedding import embed_triton
     from hpcserve.kernels.kv_store import write_kv_triton
-    from hpcserve.kernels.metadata import expand_triton
+    from hpcserve.kernels.metadata import expand_triton, pages_triton
     from hpcserve.kernels.norm import rms_norm_triton
     from hpcserve.kernels.rope import rope_kv_write_triton
 
@@ -57,10 +57,12 @@ def rows_and_tokens():
     table = torch.zeros(2, 64, dtype=torch.int32)
     expand_triton.expand(ints(0, 1), ints(0, 1), ints(1, 1), table, table, 16, 2)
     expand_triton.expand_decode(ints(0, 1), ints(0, 1), table, table, 16)
+    pages_triton.row_pages(table, ints(0, 1), ints(5, 33), 16)
+    pages_triton.write_pages(table, ints(0, 1, 0, 1, 3, 4).view(3, 2))
 
 
 def sampling():
-    from hpcserve.kernels.sampling import penalties_triton, sample_triton
+    from hpcserve.kernels.sampling import argmax_triton, penalties_triton, sample_triton
 
     logits, columns = torch.zeros(2, 32000), torch.zeros(3, 2)
     state = torch.zeros(2, 32000, dtype=torch.int32)
@@ -69,6 +71,9 @@ def sampling():
     wide = torch.zeros(2, dtype=torch.int64)
     args = (columns[0], ints(1, 1), columns[1], columns[2], wide, wide)
     sample_triton.sample(logits.to(BF16), *args)
+    argmax_triton.argmax(logits.to(BF16))
+    outputs = torch.zeros(4, 2, dtype=torch.int64)
+    argmax_triton.store_argmax(logits, state, ints(0, 1), ints(1, 1), outputs, ints(1))
 
 
 def matrix_products():
@@ -82,6 +87,8 @@ def matrix_products():
     x, weight = torch.zeros(4, 4096, dtype=BF16), torch.zeros(4096, 4096, dtype=BF16)
     for config in small_m_triton.CANDIDATES[1::11]:
         small_m_triton.linear(x, weight, x[0], x, config)
+    for config in small_m_triton.CANDIDATES[5::2][:2]:
+        small_m_triton.linear(x, weight, x[0], None, config, gates=True)
 
 
 if __name__ == "__main__":
@@ -94,4 +101,7 @@ if __name__ == "__main__":
         )
     )
     JITFunction.run = compile_only
+    from hpcserve.kernels.launch import dependent
+
+    dependent.available = lambda device: True
     {"rows": rows_and_tokens, "sampling": sampling, "products": matrix_products}[sys.argv[1]]()

@@ -19,7 +19,6 @@ IDS = ["reference", "triton"]
 def small_parts(monkeypatch):
     """Several parts a row without long rows."""
     monkeypatch.setattr(decode_triton, "MIN_SPLIT", 64)
-    monkeypatch.setattr(decode_triton, "_MIN_SPLIT", decode_triton.tl.constexpr(64))
 
 
 def make(case, dtype, random):

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 #: Shared memory that one program may have on Hopper.
 MAX_SHARED = 227 * 1024
-COUNTS = {"rows": 9, "sampling": 6, "products": 5}
+COUNTS = {"rows": 11, "sampling": 10, "products": 6}
 
 
 @pytest.mark.parametrize("family", COUNTS)
@@ -37,5 +37,4 @@ def test_kernels_compile_for_hopper(family, tmp_path):
     assert len(kernels) == COUNTS[family]
     assert all(kernel["shared"] <= MAX_SHARED for kernel in kernels)
     if family == "products":
-        busy = [kernel for kernel in kernels if kernel["kernel"] != "_merge_kernel"]
-        assert all(k["tensor_cores"] and k["asynchronous_copies"] for k in busy)
+        assert all(k["tensor_cores"] and k["asynchronous_copies"] for k in kernels)

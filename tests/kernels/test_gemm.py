@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from hpcserve.kernels.gemm import shapes
-from hpcserve.kernels.gemm.tuned import TUNED
+from hpcserve.kernels.gemm.tuned import GATED, TUNED
 from hpcserve.ops import gemm
 
 small_m = pytest.importorskip("hpcserve.kernels.gemm.small_m_triton")
@@ -41,6 +42,23 @@ def test_linear(random, poisoned, monkeypatch, rows, size_n, size_k, config, dty
         )
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("rows", "size_n", "size_k", "config"), shapes.SMALL)
+def test_gated_linear(random, poisoned, rows, size_n, size_k, config, dtype):
+    x, weight, bias, _ = make(random, rows, size_n, size_k, dtype)
+    gate, up = (x.double() @ weight.double().t() + bias.double()).chunk(2, dim=-1)
+    expected = F.silu(gate) * up
+    small_m._counters(x.device)[:] = 0
+    for out in (
+        gemm.gated_linear(x, weight, bias),
+        small_m.linear(x, weight, bias, None, config, gates=True),
+    ):
+        assert out.dtype == dtype
+        torch.testing.assert_close(
+            out.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+        )
+
+
 def test_strided_rows_and_more_dimensions(random, poisoned):
     x, weight, _, residual = make(random, 4, 64, 64, torch.float32)
     wide = torch.randn(4, 100, generator=random)
@@ -54,8 +72,8 @@ def test_strided_rows_and_more_dimensions(random, poisoned):
 
 def test_table_is_asked_by_shape(random, monkeypatch):
     config = (16, 32, 2, 4, 2)
-    table = {(4, 64, 64): config}
-    monkeypatch.setattr(small_m, "_device_table", lambda device: table)
+    tables = {False: {(4, 64, 64): config}, True: {}}
+    monkeypatch.setattr(small_m, "_device_table", lambda device, gates: tables[gates])
     weight = torch.empty(64, 64, dtype=torch.float16)
     x = torch.empty(16, 64, dtype=torch.float16)
     assert small_m.tuned_config(x[:3], weight) == config
@@ -63,10 +81,11 @@ def test_table_is_asked_by_shape(random, monkeypatch):
     assert small_m.tuned_config(x[:5], weight) is None
     assert small_m.tuned_config(x[:4].float(), weight) is None
     assert small_m.tuned_config(x[:4], weight[:32]) is None
+    assert small_m.tuned_config(x[:4], weight, gates=True) is None
 
 
 def test_shipped_table_fits_its_shapes():
-    for table in TUNED.values():
+    for table in (*TUNED.values(), *GATED.values()):
         for (rows, size_n, size_k), config in table.items():
             assert rows in (1, 2, 4, 8, 16)
             assert small_m.fits(config, size_n, size_k)

@@ -80,3 +80,31 @@ def test_page_numbers_past_32_bits_of_slots(poisoned):
     one = torch.ones(1, dtype=torch.int32)
     for run in (metadata.expand, triton_metadata.expand):
         assert run(one * 0, one, one, table, tokens, 64, 1)[2].tolist() == [2**36 + 1]
+
+
+pages_triton = pytest.importorskip("hpcserve.kernels.metadata.pages_triton")
+
+
+@pytest.mark.parametrize("run", [metadata, pages_triton], ids=["reference", "triton"])
+def test_row_pages(random, poisoned, monkeypatch, run):
+    monkeypatch.setattr(pages_triton, "BLOCK", 2)
+    table = torch.randint(1, 1000, (5, 9), generator=random, dtype=torch.int32)
+    slots = torch.tensor([3, -1, 0, 4], dtype=torch.int32)
+    lengths = torch.tensor([16 * 5 + 1, 0, 0, 16], dtype=torch.int32)
+    rows = run.row_pages(table, slots, lengths, 16)
+    assert rows.shape == (4, 9) and rows.dtype == torch.int32
+    assert torch.equal(rows[0, :6], table[3, :6])
+    assert torch.equal(rows[3, :1], table[4, :1])
+    assert rows[1, 0] == 0 and rows[2, 0] == 0
+
+
+@pytest.mark.parametrize("run", [metadata, pages_triton], ids=["reference", "triton"])
+def test_write_pages(random, monkeypatch, run):
+    monkeypatch.setattr(pages_triton, "BLOCK", 2)
+    table = torch.randint(0, 1000, (4, 6), generator=random, dtype=torch.int32)
+    expected = table.clone()
+    expected[2, 5], expected[0, 0], expected[2, 1] = 7, 8, 9
+    run.write_pages(table, torch.tensor([[2, 0, 2], [5, 0, 1], [7, 8, 9]], dtype=torch.int32))
+    assert torch.equal(table, expected)
+    run.write_pages(table, torch.empty(3, 0, dtype=torch.int32))
+    assert torch.equal(table, expected)

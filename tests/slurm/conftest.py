@@ -80,8 +80,13 @@ class Job:
         header = f"Authorization: Bearer {(self.run_dir / 'api_key').read_text().strip()}"
         words = ["curl", "-s", "-w", "\n%{http_code}", *(["-H", header] if key else [])]
         done = subprocess.run(
-            [*words, endpoint["url"] + path], capture_output=True, text=True, check=True, timeout=20
+            [*words, endpoint["url"] + path],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
         )
+        assert done.returncode == 0, f"curl: {done.stderr}\n{self.story()}"
         body, _, code = done.stdout.rpartition("\n")
         return int(code), body
 

@@ -137,6 +137,18 @@ def test_time_limit_is_known_and_drained_before(site, nothing_left):
     assert site.squeue(job.job_id) in ("FAILED", "COMPLETED")  # it ended before SLURM had to
 
 
+def test_time_limit_strikes_in_a_drain_that_is_stuck(site, nothing_left):
+    job = site.submit("--nodes", "2", "--tp", "2", "--drain", "90", fake="stubborn")
+    job.wait()
+    warn(job)
+    job.until("draining")
+    started = time.monotonic()
+    site.slurm.run("scontrol", "update", f"JobId={job.job_id}", "EndTime=now+1")
+    said = job.until("dead", timeout=site.slurm.kill_wait_s + 30)
+    assert said["cause"].startswith("time limit")
+    assert time.monotonic() - started < site.slurm.kill_wait_s + 25
+
+
 def test_preempted_job_comes_back(site, nothing_left):
     job = site.submit(
         "--continue-with", "requeue", "--sbatch", "exclusive", "--nodes", "3", "--tp", "3"

@@ -106,3 +106,33 @@ def test_a_layout_that_the_model_cannot_have_is_refused_by_name(site, nothing_le
     failed = job.hpc("wait", "--timeout", "100", check=False)
     assert failed.returncode == 1
     assert "tp_size 3" in failed.stderr or "--tp" in failed.stderr, failed.stderr
+
+
+def test_batch_across_a_requeue(site, nothing_left):
+    """Warned in the middle it stops with what it has, goes on in its next run, and loses no row."""
+    real(site)
+    num_rows = 60
+    rows, answers = site.home / "questions.jsonl", site.home / "answers.jsonl"
+    rows.write_text("".join(f'{{"prompt": "Count to {number}:"}}\n' for number in range(num_rows)))
+    done = site.hpc(
+        *("batch", str(rows), "-o", str(answers), "--launcher", "slurm", "--time", "10"),
+        *("--continue-with", "requeue", "--drain", "6", "--max-running-requests", "2"),
+        *("--max-tokens", "100", "--sampling", "ignore_eos=true"),
+        env=ONE_THREAD,
+    )
+    job = site.job(done.stdout.split()[1])
+
+    def num_finished():
+        said = site.hpc("batch", "status", str(answers), "--json", check=False).stdout
+        return json.loads(said)["num_finished"] if said else 0
+
+    job.eventually(lambda: num_finished() > 0, "a finished row", 60.0)
+    site.slurm.run("scancel", "--batch", "--signal=USR1", job.job_id)
+    site.slurm.release(job.job_id, timeout=30.0)
+    assert 0 < num_finished() < num_rows
+    job.wait(timeout=110)
+    assert job.status()["restart_count"] == 1
+    site.hpc("batch", "verify", str(answers))
+    lines = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert len(lines) == num_rows
+    assert all(line["error"] is None for line in lines)

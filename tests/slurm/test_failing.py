@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import time
 
 import psutil
+import pytest
 
 
 def test_out_of_memory_on_one_rank_fails_the_wait_at_once(site, nothing_left):
@@ -80,6 +83,43 @@ def test_lost_node_is_named_and_left_out_of_the_next_run(site, nothing_left):
         site.slurm.run("scancel", job.job_id, check=False)
         site.slurm.run("scontrol", "update", f"NodeName={lost}", "State=RESUME", check=False)
         site.slurm.wait_until_idle()
+
+
+@pytest.fixture
+def small_disk(site):
+    """A file system of 256 KiB, and a function that fills it."""
+    folder = site.home / "small"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs", folder]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount a file system")
+
+    def fill():
+        with contextlib.suppress(OSError), (folder / "filler").open("wb", buffering=0) as filler:
+            while filler.write(b"x" * 4096):
+                pass
+        return folder / "filler"
+
+    yield folder, fill
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_does_not_end_a_server(site, small_disk):
+    folder, fill = small_disk
+    job = site.submit("--run-dir", str(folder / "run"))
+    job.wait()
+    filler = fill()
+    ready_at = job.read("endpoint.json")["heartbeat_at"]
+    time.sleep(7)  # longer than a heartbeat
+    assert job.ask()[0] == 200
+    assert job.read("endpoint.json")["heartbeat_at"] == ready_at  # whole, and the last one
+    assert job.status()["state"] == "ready"
+    filler.unlink()
+    job.eventually(
+        lambda: job.read("endpoint.json")["heartbeat_at"] > ready_at, "another heartbeat", 15.0
+    )
+    job.hpc("cancel")
+    job.until("finished")
 
 
 def test_answers_and_status_go_on_while_slurmctld_is_down(site):

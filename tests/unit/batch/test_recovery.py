@@ -373,6 +373,32 @@ def test_an_engine_that_dies_once_quarantines_nobody(
     assert (result.num_ok, result.num_engine_deaths) == (500, 1)
 
 
+@pytest.mark.parametrize("every", [7, 40])
+def test_an_engine_that_dies_again_and_again_loses_no_row(
+    tmp_path: Path, run: Run, engine: Any, source: Path, every: int
+) -> None:
+    """Also rows that were just being read or prepared when it died."""
+    answer, prepare, deaths = engine.answer, engine.prepare, []
+
+    async def mortal(request: Any) -> Any:
+        if len(engine.answered) >= every * (len(deaths) + 1) and len(deaths) < 12:
+            deaths.append(request)
+            raise EngineDeadError("the engine is gone (core): again")
+        return await answer(request)
+
+    def slow(url: str, body: Any) -> Any:
+        time.sleep(0.0005)
+        return prepare(url, body)
+
+    engine.answer, engine.prepare = mortal, slow
+    result = run(source, tmp_path / "out.jsonl", shard_rows=16, max_rows_in_flight=8)
+    # One that was alone in the engine at two deaths is taken for guilty; none is forgotten.
+    assert result.num_ok + result.num_quarantined == 500
+    assert len(deaths) == 12
+    assert max(Counter(engine.answered).values()) == 1
+    assert verify_run(RunDir.of_output(tmp_path / "out.jsonl")).problems == []
+
+
 def test_an_engine_that_dies_of_every_row_ends_the_run(
     tmp_path: Path, run: Run, engine: Any, source: Path
 ) -> None:

@@ -83,7 +83,9 @@ def test_gpu_asked_for_but_absent(folder, monkeypatch):
 def test_unknown_model_type_lists_the_known(folder, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
-    with pytest.raises(UnsupportedModelError, match=r"'mamba'.*llama, mistral, mixtral, qwen2, .*qwen3"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'mamba'.*llama, mistral, mixtral, qwen2, .*qwen3"
+    ):
         _executor(tmp_path)
 
 

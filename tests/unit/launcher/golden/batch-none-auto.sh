@@ -53,6 +53,7 @@ node=(
   --output /shared/answers.jsonl
   --launcher local
   --model org/model
+  --row-drain 10
   --tp 16
 )
 supervisor=(

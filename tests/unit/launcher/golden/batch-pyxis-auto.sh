@@ -62,6 +62,7 @@ node=(
   --output /shared/answers.jsonl
   --launcher local
   --model org/model
+  --row-drain 10
   --tp 16
 )
 supervisor=(

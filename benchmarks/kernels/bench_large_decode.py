@@ -1,0 +1,71 @@
+"""Decode attention of large batches: flashinfer's ways to split against the own kernel's tiles.
+
+`python benchmarks/kernels/bench_large_decode.py`; needs a GPU and flashinfer. One line a shape,
+microseconds a call (CUDA graph replays), heads 32/8 of 128 in bf16, page size 16.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
+
+import flashinfer  # noqa: E402
+import torch  # noqa: E402
+from harness import BANDWIDTH, FAILURES, difference, measure  # noqa: E402
+
+from hpcserve.kernels.attention.paged_decode_triton import paged_decode  # noqa: E402
+
+HEADS, KV_HEADS, DIM, PAGE = 32, 8, 128, 16
+SHAPES = [(1, 4096), (1, 32768), (4, 512), (4, 8192), (8, 1024), (8, 32768), (16, 1024), (16, 8192),
+          (32, 512), (32, 1024), (32, 4096), (64, 1024), (64, 4096), (128, 512), (128, 2048),
+          (256, 320), (256, 2048), (1024, 320)]  # fmt: skip
+TILES = [((64, 4, 3), 64), ((64, 4, 2), 64), ((64, 4, 2), 128), ((64, 4, 2), 256), ((64, 4, 2), 512),
+         ((64, 4, 2), 1024), ((128, 4, 2), 1024), ((64, 2, 2), 1024), ((32, 2, 3), 1024)]  # fmt: skip
+
+
+def planned(table: Any, lens: Any, **extra: Any) -> Any:
+    workspace = torch.zeros(512 << 20, dtype=torch.uint8, device="cuda")
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        workspace, "NHD", use_tensor_cores=True, backend="fa2"
+    )
+    rows, pages = table.shape
+    bounds = torch.arange(rows + 1, dtype=torch.int32) * pages
+    last = (lens.cpu() - 1) % PAGE + 1
+    wrapper.plan(
+        bounds, table.flatten(), last, HEADS, KV_HEADS, DIM, PAGE,
+        q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16, **extra,
+    )  # fmt: skip
+    return wrapper
+
+
+def bench(rows: int, context: int) -> None:
+    pages = -(-context // PAGE)
+    pool = torch.randn(2, rows * pages, PAGE, KV_HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+    table = torch.randperm(rows * pages, device="cuda").int().view(rows, pages)
+    lens = torch.full((rows,), context, dtype=torch.int32, device="cuda")
+    q = torch.randn(rows, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
+    want = planned(table, lens).run(q, (pool[0], pool[1]))
+    runs: dict[str, Any] = {}
+    for name, extra in (("default", {}),):
+        wrapper = planned(table, lens, **extra)
+        runs["fi " + name] = lambda q, w=wrapper: w.run(q, (pool[0], pool[1]))
+    for tile, split in TILES:
+        runs[f"{tile} {split}"] = lambda q, t=tile, s=split: paged_decode(
+            q, pool[0], pool[1], table, lens, DIM**-0.5, None, None, t, s
+        )
+    floor = 2 * rows * context * KV_HEADS * DIM * 2 / BANDWIDTH * 1e6
+    line = f"{rows} x {context}: floor {floor:.0f}"
+    for name, run in runs.items():
+        try:
+            wrong = "" if difference(run(q), want) < 1e-2 else " WRONG"
+            line += f" | {name}: {measure(run, [(q,), (q.clone(),)]):.0f}{wrong}"
+        except FAILURES as failure:
+            line += f" | {name}: {type(failure).__name__} {str(failure)[:60]}"
+    print(line, flush=True)
+
+
+for shape in SHAPES:
+    bench(*shape)

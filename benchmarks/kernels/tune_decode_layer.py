@@ -1,0 +1,335 @@
+"""Tune the small-M linears where they run: in a captured chain of decoder layers.
+
+`python benchmarks/kernels/tune_decode_layer.py [--rows 1 2 4 8 16] [--out FILE]` tries every
+configuration of each linear of the layer, gate-up with and without its activation, keeps the
+fastest while it goes on to the next, and prints what tuned.py should hold. Needs a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import torch  # noqa: E402
+from harness import measure  # noqa: E402
+
+from hpcserve.kernels.attention import paged_decode_triton  # noqa: E402
+from hpcserve.kernels.gemm import reference, small_m_triton  # noqa: E402
+from hpcserve.kernels.launch import dependent  # noqa: E402
+from hpcserve.ops.activation import silu_and_mul  # noqa: E402
+from hpcserve.ops.norm import add_rms_norm, rms_norm  # noqa: E402
+from hpcserve.ops.rope import cos_sin_cache, rope_kv_write  # noqa: E402
+from hpcserve.ops.sampling import argmax  # noqa: E402
+
+CONFIGS: list[tuple[int, int, int, int, int]] = [
+    (64, 128, 1, 4, 5), (64, 128, 2, 4, 5), (64, 128, 4, 4, 5), (64, 256, 1, 4, 4),
+    (64, 256, 2, 4, 4), (64, 256, 4, 4, 4), (32, 256, 1, 4, 5), (32, 256, 2, 4, 5),
+    (128, 128, 1, 8, 4), (128, 128, 2, 8, 4), (64, 128, 1, 4, 3),
+]  # fmt: skip
+LAYERS = 6
+PAGE = 16
+#: A configuration must be faster by this much to replace the one before it.
+MARGIN = 0.997
+
+
+@dataclass(frozen=True)
+class Shape:
+    hidden: int = 4096
+    intermediate: int = 14336
+    heads: int = 32
+    kv_heads: int = 8
+    dim: int = 128
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        qkv = (self.heads + 2 * self.kv_heads) * self.dim
+        return {
+            "qkv": (qkv, self.hidden),
+            "o": (self.hidden, self.heads * self.dim),
+            "gate_up": (2 * self.intermediate, self.hidden),
+            "down": (self.hidden, self.intermediate),
+        }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Configuration of each linear, None for cuBLAS; which ones are gated; of the
+    attention, (tile, min_split)."""
+
+    configs: dict[str, Any] = field(default_factory=dict)
+    gated: bool = False
+    attention: tuple[Any, int] = ((64, 4, 3), 256)
+
+    def with_(self, name: str, config: Any, gated: bool) -> Setting:
+        gated = gated if name == "gate_up" else self.gated
+        return replace(self, configs={**self.configs, name: config}, gated=gated)
+
+
+def product(config: Any, x: torch.Tensor, w: torch.Tensor, gates: bool = False) -> torch.Tensor:
+    if config is None:
+        return reference.linear(x, w)
+    return small_m_triton.linear(x, w, None, None, config, gates)
+
+
+class Chain:
+    """LAYERS layers with weights and KV of their own, at `rows` rows of `context` tokens."""
+
+    def __init__(self, shape: Shape, rows: int, context: int, weights: Any = None) -> None:
+        g = torch.Generator("cuda").manual_seed(0)
+
+        def rand(*size: int, scale: float = 1.0) -> torch.Tensor:
+            return torch.randn(*size, generator=g, device="cuda", dtype=torch.bfloat16) * scale
+
+        self.shape, self.rows = shape, rows
+        self.weights = weights or [
+            {name: rand(n, k, scale=k**-0.5) for name, (n, k) in shape.sizes.items()}
+            for _ in range(LAYERS)
+        ]
+        pages = -(-context // PAGE)
+        self.pools = [rand(2, rows * pages, PAGE, shape.kv_heads, shape.dim) for _ in range(LAYERS)]
+        order = torch.randperm(rows * pages, generator=g, device="cuda").int()
+        self.table = order.view(rows, pages)
+        self.lens = torch.full((rows,), context, dtype=torch.int32, device="cuda")
+        self.positions = self.lens.long() - 1
+        last = self.table[:, (context - 1) // PAGE].long()
+        self.slots = last * PAGE + (context - 1) % PAGE
+        inv_freq = 1.0 / 500000.0 ** (torch.arange(0, shape.dim, 2, device="cuda") / shape.dim)
+        self.cos_sin = cos_sin_cache(inv_freq, context + 1)
+        self.gain = torch.ones(shape.hidden, device="cuda", dtype=torch.bfloat16)
+        self.x = rand(rows, shape.hidden)
+
+    def run(self, setting: Setting, attend: Any = None) -> torch.Tensor:
+        s, x, residual = self.shape, self.x, self.x
+        tile, min_split = setting.attention
+        for w, (k_cache, v_cache) in zip(self.weights, self.pools, strict=True):
+            normed, residual = add_rms_norm(x, residual, self.gain, 1e-5)
+            qkv = product(setting.configs.get("qkv"), normed, w["qkv"])
+            q, k, v = qkv.view(self.rows, -1, s.dim).split((s.heads, s.kv_heads, s.kv_heads), 1)
+            q = rope_kv_write(q, k, v, self.positions, self.cos_sin, k_cache, v_cache, self.slots)
+            if attend is not None:
+                out = attend(q, (k_cache, v_cache))
+            else:
+                out = paged_decode_triton.paged_decode(
+                    q, k_cache, v_cache, self.table, self.lens, s.dim**-0.5, None, None,
+                    tile, min_split,
+                )  # fmt: skip
+            x = product(setting.configs.get("o"), out.view(self.rows, -1), w["o"])
+            normed, residual = add_rms_norm(x, residual, self.gain, 1e-5)
+            hidden = product(setting.configs.get("gate_up"), normed, w["gate_up"], setting.gated)
+            if not setting.gated:
+                hidden = silu_and_mul(hidden)
+            x = product(setting.configs.get("down"), hidden, w["down"])
+        return x + residual
+
+    def measure(self, setting: Setting, attend: Any = None) -> float:
+        """Microseconds a layer, the median of graph replays."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.run(setting, attend)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = self.run(setting, attend)
+        times = []
+        graph.replay()
+        for _ in range(15):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1000 / LAYERS)
+        del out
+        return statistics.median(times)
+
+    def flashinfer(self) -> Any:
+        import flashinfer
+
+        s = self.shape
+        workspace = torch.zeros(128 << 20, dtype=torch.uint8, device="cuda")
+        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            workspace, "NHD", use_tensor_cores=True, backend="fa2"
+        )
+        pages = self.table.shape[1]
+        bounds = torch.arange(self.rows + 1, dtype=torch.int32) * pages
+        last = (self.lens.cpu() - 1) % PAGE + 1
+        kind = torch.bfloat16
+        wrapper.plan(
+            bounds, self.table.flatten(), last, s.heads, s.kv_heads, s.dim, PAGE,
+            q_data_type=kind, kv_data_type=kind,
+        )  # fmt: skip
+        return wrapper.run
+
+
+def compile_all() -> None:
+    """Fill Triton's cache from many processes, since a compilation takes a second or more."""
+    jobs = 14
+    workers = [
+        subprocess.Popen([sys.executable, __file__, "--compile", str(job), str(jobs)])
+        for job in range(jobs)
+    ]
+    for worker in workers:
+        worker.wait()
+
+
+def compile_some(job: int, jobs: int) -> None:
+    weight = torch.zeros(8448, 4096, device="cuda", dtype=torch.bfloat16)
+    x = torch.zeros(1, 4096, device="cuda", dtype=torch.bfloat16)
+    for i, (config, gates, programmatic) in enumerate(
+        itertools.product(CONFIGS, (False, True), (True, False))
+    ):
+        if i % jobs == job:
+            dependent.available = lambda device, on=programmatic: on
+            product(config, x, weight, gates)
+
+
+def tune(chain: Chain, start: Setting, log: list[Any]) -> Setting:
+    """Coordinate descent over the four linears."""
+    best, best_us = start, chain.measure(start)
+    for name in ("gate_up", "down", "qkv", "o", "gate_up"):
+        n, k = chain.shape.sizes[name]
+        found = best
+        for config, gated in itertools.product([None, *CONFIGS], (False, True)):
+            if gated and (name != "gate_up" or config is None):
+                continue
+            if config is not None and not small_m_triton.fits(config, n, k):
+                continue
+            setting = best.with_(name, config, gated)
+            us = chain.measure(setting)
+            log.append((chain.rows, name, config, gated, us))
+            if us < best_us * MARGIN:
+                found, best_us = setting, us
+        best = found
+        print(
+            f"rows {chain.rows} {name}: {best.configs.get(name)} "
+            f"{'gated' if best.gated else ''} -> {best_us:.2f} us a layer",
+            flush=True,
+        )
+    return best
+
+
+def head_sweep(shape: Shape, rows: int, log: list[Any]) -> None:
+    """The output head between a norm and the choice of a token."""
+    weights = [torch.randn(128256, 4096, device="cuda").bfloat16() / 64 for _ in range(2)]
+    x, gain = torch.randn(rows, 4096, device="cuda").bfloat16(), torch.ones(4096, device="cuda")
+    times = {}
+    for config in [None, *CONFIGS]:
+        if config is None or small_m_triton.fits(config, 128256, 4096):
+            times[str(config)] = measure(
+                lambda x, w, c=config: argmax(product(c, rms_norm(x, gain.bfloat16(), 1e-5), w)),
+                [(x, w) for w in weights],
+            )
+    log.append((rows, "lm_head", times))
+    print(
+        f"rows {rows} lm_head:",
+        sorted((round(us, 1), c) for c, us in times.items())[:4],
+        "cublas",
+        times["None"],
+        flush=True,
+    )
+
+
+def race_check(chain: Chain, setting: Setting) -> str:
+    """The same bits with programmatic launch as without it, replay after replay."""
+    available = dependent.available
+    dependent.available = lambda device: False
+    want = chain.run(setting)
+    dependent.available = available
+    graph = torch.cuda.CUDAGraph()
+    chain.run(setting)
+    with torch.cuda.graph(graph):
+        out = chain.run(setting)
+    for _ in range(200):
+        out.fill_(torch.nan)
+        graph.replay()
+        if not torch.equal(out, want):
+            return "DIFFERS"
+    return "the same bits in 200 replays"
+
+
+def first_setting(shape: Shape, rows: int) -> Setting:
+    table = small_m_triton.TUNED.get(torch.cuda.get_device_name(), {})
+    return Setting({name: table.get((rows, *size)) for name, size in shape.sizes.items()})
+
+
+def without_pdl(chain: Chain, setting: Setting) -> float:
+    available = dependent.available
+    dependent.available = lambda device: False
+    try:
+        return chain.measure(setting)
+    finally:
+        dependent.available = available
+
+
+def attention_sweep(chain: Chain, setting: Setting, log: list[Any]) -> Setting:
+    tiles = [(64, 4, 3), (64, 4, 2)]
+    best, best_us = setting, chain.measure(setting)
+    for min_split, tile in itertools.product((64, 128), tiles):
+        other = replace(setting, attention=(tile, min_split))
+        us = chain.measure(other)
+        log.append((chain.rows, "attention", tile, min_split, us))
+        if us < best_us * MARGIN:
+            best, best_us = other, us
+    us = chain.measure(setting, chain.flashinfer())
+    log.append((chain.rows, "flashinfer", us))
+    print(
+        f"rows {chain.rows}: own attention {best.attention} {best_us:.2f}, flashinfer {us:.2f}",
+        flush=True,
+    )
+    return best
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--compile", type=int, nargs=2)
+    arguments = parser.parse_args()
+    if arguments.compile:
+        compile_some(*arguments.compile)
+        return 0
+    compile_all()
+    shape, log, chosen, weights = Shape(), [], {}, None
+    for rows in arguments.rows:
+        chain = Chain(shape, rows, arguments.context, weights)
+        weights = chain.weights
+        start = first_setting(shape, rows)
+        plain, pdl = without_pdl(chain, start), chain.measure(start)
+        print(f"rows {rows}: {plain:.2f} us a layer, with PDL {pdl:.2f}", flush=True)
+        log.append((rows, "start", plain, pdl))
+        best = attention_sweep(chain, start, log)
+        best = tune(chain, best, log)
+        for columns in (128, 512):
+            small_m_triton.PREFETCH = columns
+            log.append((rows, "prefetch", columns, chain.measure(best)))
+            print(log[-1], flush=True)
+        small_m_triton.PREFETCH = 256
+        print(
+            f"rows {rows}: best with PDL {chain.measure(best):.2f}, without "
+            f"{without_pdl(chain, best):.2f}: {best}",
+            flush=True,
+        )
+        chosen[rows] = {
+            "configs": best.configs,
+            "gated": best.gated,
+            "attention": best.attention,
+        }
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"chosen": chosen, "log": log}, default=str))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""Tests that need a CUDA device; run them in a process of their own: `pytest tests/gpu`."""
+
+import os
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def device() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("Triton interprets kernels in this process; run tests/gpu alone")
+    return torch.device("cuda", torch.cuda.current_device())
