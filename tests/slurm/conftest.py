@@ -21,14 +21,11 @@ ENGINE = f"{sys.executable} -m hpcserve.launcher.testing.fake_server"
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     lacking = ", ".join(mini_slurm.missing())
     for item in items:
         if Path(item.path).is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.slurm)
-            # One Slurm, on one worker: two of them make each other wait on a small machine.
-            item.add_marker(pytest.mark.xdist_group("slurm"))
             if lacking:
                 reason = f"a real Slurm cannot run here: no {lacking}"
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -7,7 +7,11 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from hpcserve.demo import tiny_chat_path
+
+pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm, on one worker
 
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}

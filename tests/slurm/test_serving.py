@@ -9,6 +9,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm, on one worker
+
 ROOT = Path(__file__).parents[2]
 
 
