@@ -45,7 +45,8 @@ demo: $(STAMP)
 # One thread of torch a process: the tests run side by side.
 test: export OMP_NUM_THREADS ?= 1
 test: lint types
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/slurm
+	$(BIN)/python -m pytest tests/slurm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
