@@ -14,11 +14,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types unit clean
+.PHONY: help install demo test slurm lint types unit clean
 
 help:
 	@echo "make demo     answer examples/questions.jsonl with the bundled model, and show the answers"
 	@echo "make test     everything that is checked: lint, types, tests"
+	@echo "make slurm    the tests on a real Slurm of this machine (root, Debian's slurm-wlm and munge)"
 	@echo "make lint     ruff          make types   mypy          make unit   the unit tests only"
 	@echo "make install  set up .venv  make clean   remove what the others made"
 
@@ -46,6 +47,9 @@ demo: $(STAMP)
 test: export OMP_NUM_THREADS ?= 1
 test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/slurm
+
+# By themselves: their three nodes share the machine, and a start there is watched by the clock.
+slurm: $(STAMP)
 	$(BIN)/python -m pytest tests/slurm
 
 lint: $(STAMP)
