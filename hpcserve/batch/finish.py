@@ -74,9 +74,11 @@ def _finish(run_dir: RunDir, manifest: Manifest, output: Path) -> RunResult:
 
 
 def _sweep(run_dir: RunDir, output: Path) -> None:
-    """What workers that were killed have left: journals of finished shards, files half written."""
+    """What workers that were killed have left: journals and leases of finished shards, files half
+    written. Every shard is committed by now, so nobody needs them."""
     leftovers = [
         *run_dir.journals.iterdir(),
+        *(one for one in run_dir.leases.iterdir() if one.name.isdigit()),
         *output.parent.glob(f".{glob.escape(output.name)}.*.tmp"),
     ]
     for folder in (run_dir.shards, run_dir.leases, run_dir.workers, run_dir.path):
