@@ -18,7 +18,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 help:
 	@echo "make demo     answer examples/questions.jsonl with the bundled model, and show the answers"
-	@echo "make test     everything that is checked: lint, types, tests"
+	@echo "make test     lint, types and tests, but for those on a real Slurm"
 	@echo "make slurm    the tests on a real Slurm of this machine (root, Debian's slurm-wlm and munge)"
 	@echo "make lint     ruff          make types   mypy          make unit   the unit tests only"
 	@echo "make install  set up .venv  make clean   remove what the others made"
