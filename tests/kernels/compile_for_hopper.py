@@ -88,7 +88,8 @@ def matrix_products():
     for config in small_m_triton.CANDIDATES[1::11]:
         small_m_triton.linear(x, weight, x[0], x, config)
     for config in small_m_triton.CANDIDATES[5::2][:2]:
-        small_m_triton.linear(x, weight, x[0], None, config, gates=True)
+        norm, _ = small_m_triton.linear_add_norm(x, weight, None, x, x[0], 1e-6, config)
+        small_m_triton.linear(norm, weight, x[0], None, config, gates=True)
 
 
 if __name__ == "__main__":
