@@ -7,6 +7,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from hpcserve.errors import InvalidParameterError
 from hpcserve.outputs import CompletionOutput, RequestOutput, TokenLogprob
 from hpcserve.protocol.body import sampling_params
@@ -68,6 +70,7 @@ def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
         if name in variables:
             raise InvalidParameterError("chat_template_kwargs", f"{name} has a field of its own")
     text = tokenizer.chat_template.render(body.messages, tools=body.offered_tools, **variables)
+    forced = body.forced_call
     params = sampling_params(
         body,
         max_tokens=body.max_tokens
@@ -75,6 +78,10 @@ def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
         else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    if forced is not None:
+        if params.grammar is not None:
+            raise InvalidParameterError("tool_choice", "it forces a call: no other format can hold")
+        params = msgspec.structs.replace(params, grammar=forced)
     ids = tokenizer.encode(text, add_special_tokens=False)
     return EngineInput(ids, params, body.priority or 0, body.rid, text)
 

@@ -62,12 +62,18 @@ def rows_and_tokens():
 
 
 def sampling():
-    from hpcserve.kernels.sampling import argmax_triton, penalties_triton, sample_triton
+    from hpcserve.kernels.sampling import (
+        argmax_triton,
+        penalties_triton,
+        sample_triton,
+        token_mask_triton,
+    )
 
     logits, columns = torch.zeros(2, 32000), torch.zeros(3, 2)
     state = torch.zeros(2, 32000, dtype=torch.int32)
     penalties_triton.apply_penalties(logits, state, state.bool(), *columns)
     penalties_triton.apply_logit_bias(logits, ints(0), ints(0), torch.zeros(1))
+    token_mask_triton.apply_token_mask(logits.to(BF16), state[:, :1000], ints(0, 1))
     wide = torch.zeros(2, dtype=torch.int64)
     args = (columns[0], ints(1, 1), columns[1], columns[2], wide, wide)
     sample_triton.sample(logits.to(BF16), *args)
