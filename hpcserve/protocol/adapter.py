@@ -13,6 +13,7 @@ from hpcserve.errors import InvalidParameterError
 from hpcserve.outputs import CompletionOutput, RequestOutput, TokenLogprob
 from hpcserve.protocol.body import sampling_params
 from hpcserve.protocol.generate import GenerateBody
+from hpcserve.protocol.grammars import after_thinking
 from hpcserve.protocol.logprobs import chat_logprobs, completion_logprobs, native_logprobs
 from hpcserve.protocol.markers import THINK, ReasoningSplitter, ToolCallSplitter
 from hpcserve.protocol.openai import ChatBody, CompletionBody
@@ -82,6 +83,11 @@ def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
         if params.grammar is not None:
             raise InvalidParameterError("tool_choice", "it forces a call: no other format can hold")
         params = msgspec.structs.replace(params, grammar=forced)
+    if params.grammar is not None:
+        inside = text.rstrip().endswith(THINK)
+        if inside or body.separate_reasoning:
+            found = after_thinking(params.grammar, inside=inside)
+            params = msgspec.structs.replace(params, grammar=found)
     ids = tokenizer.encode(text, add_special_tokens=False)
     return EngineInput(ids, params, body.priority or 0, body.rid, text)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from hpcserve.errors import InvalidParameterError
 from hpcserve.grammar import MAX_JSON_WHITESPACE, Grammar
-from hpcserve.protocol.markers import END_TOOL_CALL, TOOL_CALL
+from hpcserve.protocol.markers import END_THINK, END_TOOL_CALL, THINK, TOOL_CALL
 
 _OBJECT = {"type": "object"}
 
@@ -104,17 +104,50 @@ def forced_tool_call(
     return Grammar.structural_tag({"type": "structural_tag", "format": tags[str(name)]})
 
 
+def after_thinking(grammar: Grammar, *, inside: bool) -> Grammar:
+    """The same, with free text in <think>...</think> before it.
+
+    inside: the prompt ended with <think>, so the thinking is under way; else it may be left out.
+    """
+    thinking = {
+        "type": "tag",
+        "begin": "" if inside else THINK,
+        "content": {"type": "any_text"},
+        "end": END_THINK,
+    }
+    lines = {"type": "regex", "pattern": r"\n{0,2}"}
+    both = {"type": "sequence", "elements": [thinking, lines]}
+    first = both if inside else {"type": "optional", "content": both}
+    parts = {"type": "sequence", "elements": [first, _format_of(grammar)]}
+    return Grammar.structural_tag({"type": "structural_tag", "format": parts})
+
+
+def _format_of(grammar: Grammar) -> Any:
+    """A grammar as a part of a structural tag."""
+    if grammar.kind == "structural_tag":
+        return json.loads(grammar.text).get("format")
+    if grammar.kind == "regex":
+        return {"type": "regex", "pattern": grammar.text}
+    if grammar.kind == "ebnf":
+        return {"type": "grammar", "grammar": grammar.text}
+    return _json_of(_OBJECT if grammar.kind == "json_object" else json.loads(grammar.text))
+
+
+def _json_of(schema: Any) -> dict[str, Any]:
+    return {
+        "type": "json_schema",
+        "json_schema": schema,
+        "max_whitespace_cnt": MAX_JSON_WHITESPACE,
+    }
+
+
 def _call_of(function: Mapping[str, Any]) -> dict[str, Any]:
     name = json.dumps(function.get("name"), ensure_ascii=False)
     schema = function.get("parameters") or _OBJECT
     return {
         "type": "tag",
         "begin": f'{TOOL_CALL}\n{{"name": {name}, "arguments": ',
-        "content": {
-            "type": "json_schema",
-            "json_schema": schema,
-            "max_whitespace_cnt": MAX_JSON_WHITESPACE,
-        },
+        "content": _json_of(schema),
         "end": f"}}\n{END_TOOL_CALL}",
     }
 

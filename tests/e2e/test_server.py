@@ -117,6 +117,19 @@ def test_answers_in_a_given_form(server: Server) -> None:
             client.chat.completions.create(
                 model="default", messages=question, extra_body={"regex": "(["}
             )
+    sum_of = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    body = {
+        "messages": [{"role": "user", "content": "What is 12 plus 7?"}],
+        "chat_template_kwargs": {"enable_thinking": True},
+        "separate_reasoning": True,
+        "json_schema": sum_of,
+        "temperature": 0,
+        "max_tokens": 150,
+    }
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    message = answer.json()["choices"][0]["message"]
+    assert "Together 19" in message["reasoning_content"]
+    assert isinstance(json.loads(message["content"])["sum"], int)
     sampling = {"regex": "[0-9]{3}", "temperature": 1.0}
     answer = httpx.post(f"{server.url}/generate", json={"text": "x", "sampling_params": sampling})
     assert re.fullmatch("[0-9]{3}", answer.json()["text"])

@@ -8,6 +8,7 @@ from hpcserve.errors import InvalidParameterError
 from hpcserve.grammar import Grammar
 from hpcserve.protocol.body import parse_body, sampling_params
 from hpcserve.protocol.generate import GenerateSampling
+from hpcserve.protocol.grammars import after_thinking
 from hpcserve.protocol.openai import ChatBody, CompletionBody
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -125,6 +126,33 @@ def test_a_forced_call():
     assert required["at_least_one"] and not required["stop_after_first"]
     one = json.loads(forced(tool_choice="required", parallel_tool_calls=False).text)["format"]
     assert one["stop_after_first"]
+
+
+@pytest.mark.parametrize(
+    ("grammar", "content"),
+    [
+        (Grammar.regex("a"), {"type": "regex", "pattern": "a"}),
+        (Grammar.ebnf('root ::= "a"'), {"type": "grammar", "grammar": 'root ::= "a"'}),
+        (
+            Grammar.json_object(),
+            {"type": "json_schema", "json_schema": {"type": "object"}, "max_whitespace_cnt": 20},
+        ),
+        (
+            Grammar.json_schema(SCHEMA),
+            {"type": "json_schema", "json_schema": SCHEMA, "max_whitespace_cnt": 20},
+        ),
+        (Grammar.structural_tag({"format": {"type": "any_text"}}), {"type": "any_text"}),
+    ],
+)
+def test_thinking_comes_first(grammar, content):
+    for inside in (False, True):
+        first, answer = json.loads(after_thinking(grammar, inside=inside).text)["format"][
+            "elements"
+        ]
+        assert answer == content
+        thinking = (first if inside else first["content"])["elements"][0]
+        assert (thinking["begin"], thinking["end"]) == ("" if inside else "<think>", "</think>")
+        assert (first["type"] == "optional") == (not inside)
 
 
 @pytest.mark.parametrize(
