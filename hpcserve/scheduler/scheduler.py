@@ -146,7 +146,6 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step, or None where nothing can run before a result is read."""
-        self._slots.begin_step()
         step = StepBuilder()
         self._add_decodes(step)
         budget = self._prompt_budget(len(step))

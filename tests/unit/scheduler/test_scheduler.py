@@ -132,6 +132,29 @@ def test_a_pool_that_is_too_small_retracts_and_loses_nothing() -> None:
         assert bench.finished[i][0] == "length"
 
 
+def test_a_slot_may_be_taken_again_in_the_step_that_released_it() -> None:
+    """Who gives way has no row in the step, and workers apply releases before new requests."""
+    bench = make_bench(num_pages=9, page_size=4, max_running=3, context=32, chunk=64)
+    prompts = [[i, i + 1, i + 2] for i in range(3)] + [[9]] * 3
+    lengths = [25] * 3 + [2] * 3
+    for i, prompt in enumerate(prompts):
+        bench.add(i, prompt, lengths[i], ignore_eos=True)
+    schedule, reused = bench.scheduler.schedule, []
+
+    def watch():
+        taken = {request.slot for request in bench.scheduler.requests} - {-1}
+        step = schedule()
+        if step is not None:
+            reused.extend(taken & set(step.released_slots) & {new.slot for new in step.new_requests})
+        return step
+
+    bench.scheduler.schedule = watch
+    bench.run()
+    assert reused
+    for i, prompt in enumerate(prompts):
+        assert bench.outputs[i] == expected_tokens(prompt, lengths[i], vocab_size=VOCAB)
+
+
 def test_a_shared_prefix_is_computed_once_even_within_one_step() -> None:
     bench = make_bench(num_pages=200, chunk=512, max_running=8)
     prefix = list(range(40))
