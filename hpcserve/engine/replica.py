@@ -9,10 +9,18 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.supervisor import CoreProcess
 from hpcserve.ipc.channel import FrontendChannel
 from hpcserve.ipc.endpoints import Endpoint, OwnedEndpoint, create_endpoint
-from hpcserve.ipc.messages import CoreMessage, EngineDead, FrontendMessage, Ready
+from hpcserve.ipc.messages import (
+    ControlRequest,
+    CoreMessage,
+    EngineDead,
+    FrontendMessage,
+    Ready,
+)
 
 #: The core's last words travel by another way than the news of its end: they may come later.
 _LAST_WORDS_S = 0.2
+#: Nobody waits for a reply to it, so its number may be any.
+_SHUTDOWN = ControlRequest(0, "shutdown")
 
 
 class Replica:
@@ -91,12 +99,12 @@ class Replica:
         """Whoever started the core knows that it ended, and this process cannot."""
         self._receive(EngineDead("core", reason))
 
-    async def close(self, shutdown: FrontendMessage) -> None:
+    async def close(self) -> None:
         """Free everything; a core that was started here ends, in order where it is ready."""
         if self.closed:
             return
         if self._owns_core and self.ready is not None:
-            self.send(shutdown)
+            self.send(_SHUTDOWN)
         self.closed = True
         self._channel.close()
         if self._process is not None:

@@ -145,7 +145,9 @@ def test_a_slot_may_be_taken_again_in_the_step_that_released_it() -> None:
         taken = {request.slot for request in bench.scheduler.requests} - {-1}
         step = schedule()
         if step is not None:
-            reused.extend(taken & set(step.released_slots) & {new.slot for new in step.new_requests})
+            reused.extend(
+                taken & set(step.released_slots) & {new.slot for new in step.new_requests}
+            )
         return step
 
     bench.scheduler.schedule = watch
