@@ -151,7 +151,8 @@ class FakeExecutor(Executor):
             self._taken[new.slot] = True
             self._tokens[new.slot, : len(new.token_ids)] = new.token_ids
             self._page_table[new.slot, : len(new.page_ids)] = new.page_ids
-        if not self._taken[step.new_page_slots].all() or not self._taken[step.slots].all():
+        used = np.concatenate((step.slots, step.new_page_slots))
+        if (used < 0).any() or not self._taken[used].all():
             raise AssertionError("the step has rows or pages for a slot that no request has")
         if len(set(step.slots.tolist())) != len(step.slots):
             raise AssertionError("two rows of the step have one slot")

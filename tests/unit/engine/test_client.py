@@ -143,6 +143,7 @@ def test_abort_by_name_gives_the_reason(tmp_path):
         ([-1], {}, InvalidParameterError, "-1"),
         ([2**40], {}, InvalidParameterError, "prompt"),
         ([1.5, "x"], {}, InvalidParameterError, "prompt"),
+        ([259], {}, InvalidParameterError, "259"),
         ([1] * 64, {}, ContextLengthError, "64"),
         ([1] * 60, {"max_tokens": 5}, ContextLengthError, r"65.*64"),
         ([1], {"temperature": -1}, InvalidParameterError, "temperature"),
@@ -155,6 +156,16 @@ def test_what_cannot_run_is_refused_before_it_is_sent(tmp_path, prompt, params, 
             await client.complete(prompt, SamplingParams(**params))
         assert client.num_open == 0
         assert core.seen == []
+
+    with_core(scenario, tmp_path, context_length=64)
+
+
+def test_the_largest_request_and_token_id_are_taken(tmp_path):
+    async def scenario(client, core):
+        assert client.ready.vocab_size == 259
+        output = await client.complete([258] * 60, SamplingParams(max_tokens=4, ignore_eos=True))
+        assert len(output.outputs[0].token_ids) == 4
+        assert [one.num_open for one in client.replicas] == [0]
 
     with_core(scenario, tmp_path, context_length=64)
 
