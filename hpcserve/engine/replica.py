@@ -19,6 +19,8 @@ from hpcserve.ipc.messages import (
 
 #: The core's last words travel by another way than the news of its end: they may come later.
 _LAST_WORDS_S = 0.2
+#: Whoever watches a core's process knows why it ended, and is given this long to say so.
+_NEWS_OF_END_S = 1.5
 #: Nobody waits for a reply to it, so its number may be any.
 _SHUTDOWN = ControlRequest(0, "shutdown")
 
@@ -53,7 +55,7 @@ class Replica:
         self._process: CoreProcess | None = None
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
-        self._channel = FrontendChannel(endpoint, self._receive)
+        self._channel = FrontendChannel(endpoint, self._receive, self._on_broken)
 
     @classmethod
     def spawn(
@@ -123,6 +125,10 @@ class Replica:
                 return
             self.dead = message
         self._on_message(self, message)
+
+    def _on_broken(self) -> None:
+        reason = "the connection to it broke: its process ended or was halted"
+        self._loop.call_later(_NEWS_OF_END_S, self.lost, reason)
 
     def _attach(self, process: CoreProcess) -> None:
         self._process = process

@@ -269,9 +269,9 @@ def test_random_life_leaves_nothing(tmp_path):
 # ------------------------------------------------------------ a core in its own process
 
 
-def start(tmp_path, life, **options):
+def start(tmp_path, life, *, replicas=1, **options):
     tokenizer = Tokenizer.load(write_byte_tokenizer(tmp_path))
-    config = EngineConfig.from_options({"random_seed": life})
+    config = EngineConfig.from_options({"random_seed": life, "dp": replicas})
     return EngineClient.start(config, tokenizer, module="hpcserve.fake_engine", **options)
 
 
@@ -315,6 +315,52 @@ def test_processes_that_die(tmp_path):
 
     async def scenario():
         await asyncio.gather(one(1, "told to die"), one(2, "exit code 0"), killed())
+
+    asyncio.run(scenario())
+
+
+def test_a_call_does_not_wait_for_a_core_that_died(tmp_path):
+    async def scenario():
+        async with await start(tmp_path, 0, replicas=2) as client:
+            first, second = client.replicas
+            second.send = lambda message: None  # it never gets to answer
+            call = asyncio.create_task(client.stats())
+            await asyncio.sleep(0.05)
+            os.kill(second.pid, signal.SIGKILL)
+            assert (await asyncio.wait_for(call, 5)).num_total_pages > 0
+            first.send = second.send
+            call = asyncio.create_task(client.stats())
+            await asyncio.sleep(0)
+            os.kill(first.pid, signal.SIGKILL)
+            with pytest.raises(EngineDeadError, match="SIGKILL"):
+                await asyncio.wait_for(call, 5)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("end", ["killed", "halted", "closed"])
+def test_a_core_of_somebody_else_that_ends_is_noticed(tmp_path, monkeypatch, end):
+    """A client that only connected has no process to watch."""
+    monkeypatch.setattr("hpcserve.ipc.channel._HEARTBEAT_MS", 100)
+    monkeypatch.setattr("hpcserve.ipc.channel._SILENCE_MS", 500)
+
+    async def scenario():
+        async with await start(tmp_path, 3) as owner:
+            endpoint = owner.replicas[0].endpoint
+            async with await EngineClient.connect(endpoint, owner.tokenizer) as client:
+                task = asyncio.create_task(client.complete([65] * 500, GREEDY))
+                await asyncio.sleep(0.1)
+                if end == "closed":
+                    await owner.close()
+                else:
+                    number = signal.SIGKILL if end == "killed" else signal.SIGSTOP
+                    os.kill(owner.replicas[0].pid, number)
+                with pytest.raises(EngineDeadError, match="connection to it broke"):
+                    await asyncio.wait_for(task, 10)
+                with pytest.raises(EngineDeadError):
+                    client.submit([65], GREEDY)
+                if end == "halted":
+                    os.kill(owner.replicas[0].pid, signal.SIGCONT)
 
     asyncio.run(scenario())
 
