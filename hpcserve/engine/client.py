@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hpcserve.config.engine import EngineConfig
+from hpcserve.config.generation import sampling_defaults
 from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
@@ -67,6 +68,8 @@ class EngineClient:
     ) -> None:
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
+        #: Sampling parameters for requests that do not say them, of the model's own.
+        self.sampling_defaults = sampling_defaults(self.config.model)
         self._processor = OutputProcessor()
         self._streams: dict[str, RequestStream] = {}
         self._names = itertools.count()
@@ -93,7 +96,7 @@ class EngineClient:
     ) -> EngineClient:
         """Start a core process for each replica and wait until they answer.
 
-        Raises EngineStartError, or ModelError where the model is to blame.
+        Raises EngineStartError, ConfigError, or ModelError where the model is to blame.
         """
         check_layout(config)
         client = cls(tokenizer, config, module=module)

@@ -31,7 +31,10 @@ async def create_completion(request: Request) -> Response:
     data = await request.body()
     body = parse_body(CompletionBody, data)
     context.check_model(body.model)
-    prompts = await context.tokenize(len(data), lambda: completion_inputs(body, context.tokenizer))
+    defaults = context.client.sampling_defaults
+    prompts = await context.tokenize(
+        len(data), lambda: completion_inputs(body, context.tokenizer, defaults)
+    )
     head = ResponseHead.new("cmpl", context.model_name)
     if body.stream:
         streams = await stream_all(request, context, prompts)

@@ -92,3 +92,15 @@ def test_a_core_that_is_killed_is_an_error_for_whoever_waits_and_whoever_comes(t
         for use in (lambda: llm.generate("c"), llm.stats, llm.flush_cache):
             with pytest.raises(EngineDeadError, match="SIGKILL"):
                 use()
+
+
+def test_without_params_the_models_own_are_used(tmp_path):
+    folder = write_byte_tokenizer(tmp_path)
+    with LLM(str(folder), core_module=FAKE) as llm:
+        assert llm.default_sampling_params == SamplingParams(temperature=0.0)
+    (folder / "generation_config.json").write_text('{"top_p": 0.5, "temperature": 0.7}')
+    with LLM(str(folder), core_module=FAKE) as llm:
+        assert llm.default_sampling_params == SamplingParams(temperature=0.7, top_p=0.5)
+        assert llm.generate("ab")[0].outputs[0].text == "ab"
+    with LLM(str(folder), core_module=FAKE, generation_config="none") as llm:
+        assert llm.default_sampling_params == SamplingParams(temperature=0.0)
