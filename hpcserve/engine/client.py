@@ -20,7 +20,8 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.config.generation import sampling_defaults
 from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
-from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
+from hpcserve.engine.open_request import OpenRequest
+from hpcserve.engine.output_processor import OutputProcessor
 from hpcserve.engine.replica import Replica
 from hpcserve.engine.replica_set import ReplicaEvents, ReplicaSet
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error

@@ -14,7 +14,7 @@ from hpcserve.protocol.responses import make_usage
 from hpcserve.server.admission import complete_all, json_response, stream_all
 from hpcserve.server.context import ServerContext, context_of
 from hpcserve.server.openapi import takes
-from hpcserve.server.sse import EventStream
+from hpcserve.server.sse import EventStream, PlainText
 
 router = APIRouter()
 
@@ -52,6 +52,12 @@ class _Events:
             for index in range(prompt.params.n)
         ]
         self._num_output = self._num_cached = 0
+        is_plain = len(self._answers) == 1 and self._answers[0].is_plain
+        self.plain_text: PlainText | None = self._plain_text if is_plain else None
+
+    def _plain_text(self, text: str, num_tokens: int) -> bytes:
+        self._num_output += num_tokens
+        return self._writer.text(0, text)
 
     def start(self) -> bytes:
         return b"".join(answer.start() for answer in self._answers)
