@@ -205,6 +205,8 @@ def load_model(setup: Setup) -> CausalLM:
         raise UnsupportedModelError(
             f"model type {checkpoint.model_type!r} is not supported; supported: {', '.join(known)}"
         )
+    if config.model.load_format != "dummy":
+        _refuse_quantized(checkpoint)
     entry: type[CausalLM] = registry.load("hpcserve.models", checkpoint.model_type).EntryClass
     with torch.inference_mode(), default_dtype_and_device(setup.dtype, setup.device):
         parallel = setup.ranks.model
@@ -220,6 +222,17 @@ def load_model(setup: Setup) -> CausalLM:
         else:
             load_weights(model, weight_files(checkpoint.path))
     return model.eval()
+
+
+def _refuse_quantized(checkpoint: CheckpointConfig) -> None:
+    """Before gigabytes are read to find that a tensor of scales has no place."""
+    how = checkpoint.raw.get("quantization_config")
+    if how:
+        method = how.get("quant_method", "unknown") if isinstance(how, dict) else how
+        raise UnsupportedModelError(
+            f"{checkpoint.path.name} is quantized ({method}), which is not supported; use the release "
+            "in bfloat16 or float16"
+        )
 
 
 def _settle(config: EngineConfig, ranks: RankState) -> Setup:

@@ -89,6 +89,15 @@ def test_unknown_model_type_lists_the_known(folder, tmp_path):
         _executor(tmp_path)
 
 
+def test_quantized_checkpoints_are_refused_before_they_are_read(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=r"quantized \(fp8\)"):
+        _executor(tmp_path)
+    assert _executor(tmp_path, load_format="dummy").info.vocab_size == 131
+
+
 def test_backend_is_checked_against_its_caps():
     with pytest.raises(ConfigError, match="head size 1024"):
         choose_attention(
