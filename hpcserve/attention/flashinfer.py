@@ -10,10 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import flashinfer
 import numpy as np
 import numpy.typing as npt
 import torch
+
+# By name: a release that lacks one shows it here, where another backend can still be chosen.
+from flashinfer import BatchDecodeWithPagedKVCacheWrapper, BatchPrefillWithPagedKVCacheWrapper
+from flashinfer.decode import fast_decode_plan
 
 from hpcserve.attention.base import AttentionBackend, AttentionCaps, AttentionMetadata
 from hpcserve.ops.page_index import page_index
@@ -184,7 +187,7 @@ class FlashInfer(AttentionBackend):
         self._turn ^= 1
         indptr, last_page_len = self._host_pages(host_seq_lens)
         wrapper._pin_memory_int_workspace_buffer = self._pinned[self._turn]
-        flashinfer.decode.fast_decode_plan(
+        fast_decode_plan(
             wrapper,
             indptr,
             self._indices[:0],  # page_index fills the list, inside the graph
@@ -203,7 +206,7 @@ class FlashInfer(AttentionBackend):
         """A decode wrapper whose buffers a graph may hold on to, planned once in full."""
         if len(self._indices) < rows * max_pages:
             self._indices = torch.zeros(rows * max_pages, dtype=torch.int32, device=self._device)
-        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        wrapper = BatchDecodeWithPagedKVCacheWrapper(
             self._workspace,
             "NHD",
             use_cuda_graph=True,
@@ -262,12 +265,10 @@ class FlashInfer(AttentionBackend):
     def _prefill_wrapper(self) -> Any:
         hopper = torch.cuda.get_device_capability(self._device) == (9, 0)
         backend = "fa3" if hopper and self.head_dim in _FA3_HEAD_DIMS else "fa2"
-        return flashinfer.BatchPrefillWithPagedKVCacheWrapper(
-            self._workspace, "NHD", backend=backend
-        )
+        return BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD", backend=backend)
 
     def _decode_wrapper(self) -> Any:
-        return flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        return BatchDecodeWithPagedKVCacheWrapper(
             self._workspace, "NHD", use_tensor_cores=True, backend="fa2"
         )
 
