@@ -1,8 +1,9 @@
 """flashinfer: paged prefill (fa3 or fa2) and tensor-core decode, also under CUDA graphs.
 
 flashinfer plans on the host: it lays out which block reads which pages, and sends that through
-one pinned buffer. The buffer of a step that is still running must not be written, so everything
-with a plan exists twice and steps take turns; with two steps under way that is enough.
+one pinned buffer. The buffer of a step that has not started must not be written, so everything
+with a plan exists twice and steps take turns. With two steps under way that is enough; in a
+pipeline there are more, and a plan waits until the one before last has left its buffer.
 """
 
 from __future__ import annotations
@@ -72,6 +73,8 @@ class FlashInfer(AttentionBackend):
         self._graphs: dict[int, Any] = {}
         self._indices = torch.empty(0, dtype=torch.int32, device=device)
         self._turn = 0
+        # Of each turn: when its plan was read out of the pinned buffers.
+        self._sent = [torch.cuda.Event() for _ in range(2)]
         self._capturing: Any = None
         self._own_split: int | None = None
 
@@ -80,12 +83,13 @@ class FlashInfer(AttentionBackend):
     def plan(self, meta: AttentionMetadata) -> None:
         self._capturing = None
         self._own_split = None
-        self._turn ^= 1
+        self._take_turn()
         pages = self._pages(meta)
         if meta.num_decodes:
             self._plan_decodes(meta, pages)
         if meta.num_prefills:
             self._plan_prefills(meta, pages)
+        self._sent[self._turn].record()
 
     def _plan_decodes(self, meta: AttentionMetadata, pages: _Pages) -> None:
         count = meta.num_decodes
@@ -184,7 +188,7 @@ class FlashInfer(AttentionBackend):
         if self._split_of_own(len(host_seq_lens), variant) is not None:
             return
         wrapper = self._graphs[len(host_seq_lens)]
-        self._turn ^= 1
+        self._take_turn()
         indptr, last_page_len = self._host_pages(host_seq_lens)
         wrapper._pin_memory_int_workspace_buffer = self._pinned[self._turn]
         fast_decode_plan(
@@ -201,6 +205,7 @@ class FlashInfer(AttentionBackend):
             sm_scale=self.scale,
             global_override_indptr_cpu=indptr,
         )
+        self._sent[self._turn].record()
 
     def _graph_wrapper(self, rows: int, max_pages: int) -> Any:
         """A decode wrapper whose buffers a graph may hold on to, planned once in full."""
@@ -237,6 +242,10 @@ class FlashInfer(AttentionBackend):
         return torch.zeros(size, dtype=torch.int32, device=self._device)
 
     # ------------------------------------------------------------ pages and wrappers
+
+    def _take_turn(self) -> None:
+        self._turn ^= 1
+        self._sent[self._turn].synchronize()
 
     def _host_pages(
         self, host_seq_lens: npt.NDArray[np.int32]
