@@ -89,9 +89,14 @@ class Worker:
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        if phase != "device" and self.setup.device.type == "cuda":
-            torch.cuda.synchronize(self.setup.device)
+        try:
+            yield
+            if phase != "device" and self.setup.device.type == "cuda":
+                torch.cuda.synchronize(self.setup.device)
+        except RuntimeError as error:
+            if (cause := _out_of_memory(error)) is not None:
+                raise ConfigError(_memory_message(phase, cause)) from error
+            raise
         self._timings_s[phase] = time.perf_counter() - started
 
     def _capture_graphs(self, model: CausalLM, prefill_backend: AttentionBackend) -> None:
@@ -192,6 +197,23 @@ class Worker:
         del runner
         torch.cuda.empty_cache()
         return peak - before
+
+
+def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """What the allocator said; the end of a capture that it broke raises another error on top."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error
+
+
+def _memory_message(phase: str, error: torch.OutOfMemoryError) -> str:
+    said = str(error).partition("\n")[0].partition(". GPU")[0]
+    fix = {
+        "weights": "use more GPUs (--tp, --pp)",
+        "profile": "lower --chunked-prefill-size or --max-running-requests, or use more GPUs",
+        "cuda_graphs": "lower --mem-fraction-static or --cuda-graph-max-bs",
+    }.get(phase, "lower --mem-fraction-static or --max-running-requests")
+    return f"the device's memory does not suffice for {phase.replace('_', ' ')} ({said}); {fix}"
 
 
 def load_model(setup: Setup) -> CausalLM:

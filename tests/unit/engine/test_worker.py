@@ -74,6 +74,40 @@ def test_errors_are_one_line(folder, options, error, words):
     assert isinstance(caught.value, HpcserveError) and "\n" not in str(caught.value)
 
 
+SAID = (
+    "CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 139.80 GiB of "
+    "which 3.1 GiB is free.\nSee the documentation"
+)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("fill_dummy_weights", "for weights .*--tp"), ("MHAPool", "for kv cache")]
+)
+@pytest.mark.parametrize("during_capture", [False, True])
+def test_memory_that_does_not_suffice(folder, monkeypatch, what, words, during_capture):
+    def allocate(*args, **kwargs):
+        try:
+            raise torch.OutOfMemoryError(SAID)
+        finally:
+            if during_capture:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(f"hpcserve.engine.worker.{what}", allocate)
+    with pytest.raises(ConfigError, match=words) as caught:
+        _executor(folder, load_format="dummy")
+    assert "Tried to allocate 9.00 GiB" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_faults_of_torch_are_left_alone(folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("expected scalar type Float")
+
+    monkeypatch.setattr("hpcserve.engine.worker.fill_dummy_weights", fail)
+    with pytest.raises(RuntimeError, match="scalar type"):
+        _executor(folder, load_format="dummy")
+
+
 def test_gpu_asked_for_but_absent(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no GPU"):
