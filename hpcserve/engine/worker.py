@@ -31,6 +31,7 @@ from hpcserve.ipc.messages import SchedulerOutput, WorkerInfo
 from hpcserve.kvcache.mha_pool import MHAPool, bytes_per_token
 from hpcserve.log import get_logger
 from hpcserve.models.base import CausalLM
+from hpcserve.ops._dispatch import kernels_enabled
 from hpcserve.weights.dummy import fill_dummy_weights
 from hpcserve.weights.loader import load_weights
 from hpcserve.weights.sources import resolve_model, weight_files
@@ -103,7 +104,8 @@ class Worker:
         config = self.setup.config
         name = config.backend.decode_attention_backend
         backend = prefill_backend if name is None else self._backend(model, name)
-        if not backend.caps.cuda_graph:
+        if not backend.caps.cuda_graph or not kernels_enabled():
+            # The kernels' references look at lengths on the host, which no capture allows.
             return
         largest = config.backend.cuda_graph_max_bs or config.scheduler.max_running_requests
         max_rows = min(largest, config.scheduler.max_running_requests)

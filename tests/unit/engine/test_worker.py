@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,6 +107,19 @@ def test_other_faults_of_torch_are_left_alone(folder, monkeypatch):
     monkeypatch.setattr("hpcserve.engine.worker.fill_dummy_weights", fail)
     with pytest.raises(RuntimeError, match="scalar type"):
         _executor(folder, load_format="dummy")
+
+
+@pytest.mark.parametrize(("enabled", "sizes"), [(True, [4]), (False, [])])
+def test_references_of_kernels_are_not_captured(folder, monkeypatch, enabled, sizes):
+    """They wait for the device, which a capture does not allow: HPCSERVE_DISABLE_KERNELS is eager."""
+    worker = _executor(folder)._worker
+    captured = []
+    runner = SimpleNamespace(capture_graphs=lambda backend, max_rows: captured.append(max_rows))
+    monkeypatch.setattr(worker, "runner", runner)
+    monkeypatch.setattr("hpcserve.engine.worker.kernels_enabled", lambda: enabled)
+    backend = SimpleNamespace(caps=SimpleNamespace(cuda_graph=True))
+    worker._capture_graphs(None, backend)
+    assert captured == sizes
 
 
 def test_gpu_asked_for_but_absent(folder, monkeypatch):
