@@ -67,6 +67,9 @@ def test_dummy_weights_read_no_file(folder, tmp_path):
         ({"context_length": 257}, ConfigError, "256"),
         ({"attention_backend": "fastest"}, ConfigError, "torch_sdpa"),
         ({"tp_size": 2}, ConfigError, "tp_size 2"),
+        ({"cuda_graph_max_bs": 0}, ConfigError, "disable-cuda-graph"),
+        ({"cuda_graph_max_bs": -4}, ConfigError, "cuda_graph_max_bs is -4"),
+        ({"cpu_threads": 0}, ConfigError, "cpu_threads is 0"),
     ],
 )
 def test_errors_are_one_line(folder, options, error, words):
