@@ -26,6 +26,7 @@ from hpcserve.engine.executor import StepHandle
 from hpcserve.engine.kernel_cache import gpu_arch, use_driver_cache, use_kernel_folder
 from hpcserve.engine.model_runner import ModelRunner
 from hpcserve.engine.pool_size import largest_step, pages_on_cpu, pages_on_gpu
+from hpcserve.engine.private_cache import writable_kernel_folder
 from hpcserve.errors import ConfigError, UnsupportedModelError
 from hpcserve.ipc.messages import SchedulerOutput, WorkerInfo
 from hpcserve.kvcache.mha_pool import MHAPool, bytes_per_token
@@ -262,13 +263,14 @@ def _refuse_quantized(checkpoint: CheckpointConfig) -> None:
 def _settle(config: EngineConfig, ranks: RankState) -> Setup:
     use_driver_cache()
     device = resolve_device(config.backend, ranks.place.local_rank)
-    cuda = device.type == "cuda"
-    use_kernel_folder(gpu_arch(torch.cuda.get_device_capability(device)) if cuda else None)
-    if device.type == "cpu":
+    if device.type == "cuda":
+        arch = gpu_arch(torch.cuda.get_device_capability(device))
+        use_kernel_folder(arch, folder=writable_kernel_folder(arch))
+        torch.cuda.set_device(device)
+    else:
+        use_kernel_folder(None)
         sharers = config.parallel.ranks_per_node
         torch.set_num_threads(cpu_threads(config.backend.cpu_threads, sharers))
-    else:
-        torch.cuda.set_device(device)
     checkpoint = CheckpointConfig.load(resolve_model(config.model.model, config.model.revision))
     return Setup(
         config=config,
