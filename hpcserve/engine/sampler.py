@@ -44,9 +44,10 @@ class Sampler:
         max_slots: int,
         vocab_size: int,
         eos_token_ids: Iterable[int],
-        constraints: Constraints,
         device: torch.device,
+        constraints: Constraints | None = None,
     ) -> None:
+        """constraints: where requests with a grammar stand; None where there can be none."""
         self.device = device
         self.floats = torch.zeros(max_slots, 3, device=device)
         self.ints = torch.zeros(max_slots, 2, dtype=torch.int64, device=device)
