@@ -177,6 +177,9 @@ class Node:
         env = {**os.environ, **{one.name: one.value for one in settings}}
         env["HPCSERVE_INCARNATION"] = self._environment.incarnation
         if self._environment.rank == 0:
+            # By the head alone: its engine may have written this run's file by the time that the
+            # other nodes come here.
+            self._bound_file.unlink(missing_ok=True)
             env[envs.HPCSERVE_ENDPOINT_FILE.name] = str(self._bound_file)
         if self._job_dir.api_key.is_file():
             key = self._job_dir.api_key.read_text(encoding="utf-8").strip()
@@ -194,7 +197,6 @@ class Node:
             meet=meet,
         )
         self._address = address
-        self._bound_file.unlink(missing_ok=True)
         log.info("starting %s", " ".join(argv))
         try:
             self._engine = subprocess.Popen(
