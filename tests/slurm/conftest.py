@@ -15,20 +15,29 @@ from typing import Any
 import psutil
 import pytest
 
+from hpcserve.launcher.files import read_json
 from hpcserve.launcher.testing import mini_slurm
 
 ENGINE = f"{sys.executable} -m hpcserve.launcher.testing.fake_server"
 ROOT = Path(__file__).parents[2]
 
 
+LACKING = ", ".join(mini_slurm.missing("curl"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    lacking = ", ".join(mini_slurm.missing())
     for item in items:
         if Path(item.path).is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.slurm)
-            if lacking:
-                reason = f"a real Slurm cannot run here: no {lacking}"
-                item.add_marker(pytest.mark.skip(reason=reason))
+            if LACKING:
+                item.add_marker(pytest.mark.skip(reason=f"lacks {LACKING}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if LACKING:
+        terminalreporter.write_line(
+            f"skipped tests/slurm: a real Slurm cannot run here, it lacks {LACKING}"
+        )
 
 
 @dataclasses.dataclass
@@ -51,7 +60,15 @@ class Job:
         self.hpc("wait", "--timeout", str(timeout))
 
     def until(self, *states: str, timeout: float = 30.0) -> dict[str, Any]:
+        next_look = time.monotonic()
+
         def reached() -> bool:
+            nonlocal next_look
+            # A command of its own each time would keep a core busy.
+            state = (read_json(self.run_dir / "state.json") or {}).get("state")
+            if state not in states and time.monotonic() < next_look:
+                return False
+            next_look = time.monotonic() + 1.0
             return self.status()["state"] in states
 
         eventually(reached, f"job {self.job_id} {' or '.join(states)}", timeout, self.story)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,8 +26,8 @@ def real(site):
     )
 
 
-def ask(job, question):
-    """The answer's text, through curl as a user would."""
+def ask(job, question, **more):
+    """The answer's text, through curl as a user would; more: fields of the body."""
     exported = job.hpc("endpoint", "--env").stdout
     done = subprocess.run(
         [
@@ -39,6 +41,7 @@ def ask(job, question):
                 "model": "tiny_chat",
                 "messages": [{"role": "user", "content": question}],
                 "temperature": 0,
+                **more,
             }
         ),
         capture_output=True,
@@ -100,7 +103,13 @@ def test_tp_over_two_nodes(site, nothing_left):
     job.wait(timeout=100)
     assert job.status()["nodes"] == ["n1", "n2"]
     assert "Paris" in ask(job, "What is the capital of France?")
-    job.hpc("cancel")
+    long = {"max_tokens": 300, "ignore_eos": True}
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask, job, "Count to 100:", **long)
+        time.sleep(0.5)
+        job.hpc("cancel")  # SLURM sends SIGTERM to every process of the job
+        assert not asking.done()
+        assert len(asking.result()) > 100
     assert job.until("finished")["cause"].startswith("cancelled")
 
 

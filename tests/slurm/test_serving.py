@@ -47,7 +47,7 @@ def test_submit_wait_ask_and_cancel_on_two_nodes(site, nothing_left):
     assert "--node-rank 1" in ranks[1]
     site.hpc("cancel", "chat")
     assert job.until("finished")["cause"].startswith("cancelled")
-    assert site.squeue(job.job_id) == "CANCELLED"
+    job.eventually(lambda: site.squeue(job.job_id) == "CANCELLED", "SLURM's word on it")
 
 
 def test_head_binds_before_it_publishes_and_other_ranks_read_it(site):
