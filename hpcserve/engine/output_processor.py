@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from hpcserve.engine.pace import Pace
 from hpcserve.errors import HpcserveError
 from hpcserve.ipc.messages import EngineCoreOutputs, FinishedRequest, Int32Array, TokenLogprobs
 from hpcserve.outputs import CompletionOutput, RequestOutput, TokenLogprob
@@ -209,6 +210,7 @@ class OutputProcessor:
         self._answers: dict[int, Answer] = {}
         self._next_id = 0
         self._finished: list[str] = []
+        self.pace = Pace()
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -292,6 +294,8 @@ class OutputProcessor:
     def _answer_ended(self, answer: Answer, now_s: float) -> None:
         request = answer.request
         request.answer_ended(now_s)
+        if answer.finish_reason != "abort":
+            self.pace.add(now_s - request.arrival_s, len(answer.token_ids))
         if request.num_open == 0:
             self._finished.append(request.name)
 

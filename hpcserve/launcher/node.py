@@ -136,6 +136,7 @@ class Node:
         if self._is_head:
             server.clear()
             env[envs.HPCSERVE_ENDPOINT_FILE.name] = str(server.bound_file)
+            env[envs.HPCSERVE_DEADLINE_FILE.name] = str(self._job_dir.deadline)
         if self._job_dir.api_key.is_file():
             key = self._job_dir.api_key.read_text(encoding="utf-8").strip()
             env[envs.HPCSERVE_API_KEY.name] = key
