@@ -18,9 +18,10 @@ def command(job: str, login: str | None, port: int) -> None:
     from hpcserve.errors import LauncherError
     from hpcserve.launcher.files import read_json
     from hpcserve.launcher.network import url_host
+    from hpcserve.launcher.replicas import single
     from hpcserve.launcher.resolve import find
 
-    ref = find(job)
+    ref = single(find(job))
     record = read_json(ref.job_dir.endpoint)
     if record is None:
         raise LauncherError(f"job {ref.job_id} does not answer yet; try `hpcserve wait {job}`")

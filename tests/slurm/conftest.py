@@ -56,8 +56,8 @@ class Job:
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
-    def wait(self, timeout: float = 30.0) -> None:
-        self.hpc("wait", "--timeout", str(timeout))
+    def wait(self, timeout: float = 30.0) -> str:
+        return self.hpc("wait", "--timeout", str(timeout)).stdout
 
     def until(self, *states: str, timeout: float = 30.0) -> dict[str, Any]:
         next_look = time.monotonic()
@@ -88,11 +88,14 @@ class Job:
     def read(self, name: str) -> dict[str, Any]:
         return json.loads((self.run_dir / name).read_text())
 
-    def ask(self, path: str = "/models", *, key: bool = True) -> tuple[int, str]:
-        """curl the server with its key, as the README says."""
+    def ask(self, path: str = "/models", *, key: bool = True, **body: object) -> tuple[int, str]:
+        """curl the server with its key, as the README says; body: of a POST with a prompt."""
         endpoint = self.read("endpoint.json")
         header = f"Authorization: Bearer {(self.run_dir / 'api_key').read_text().strip()}"
         words = ["curl", "-s", "-w", "\n%{http_code}", *(["-H", header] if key else [])]
+        if body:
+            content = json.dumps({"model": "default", "prompt": "Count:", **body})
+            words += ["-H", "Content-Type: application/json", "-d", content]
         done = subprocess.run(
             [*words, endpoint["url"] + path],
             capture_output=True,
@@ -101,8 +104,8 @@ class Job:
             timeout=20,
         )
         assert done.returncode == 0, f"curl: {done.stderr}\n{self.story()}"
-        body, _, code = done.stdout.rpartition("\n")
-        return int(code), body
+        text, _, code = done.stdout.rpartition("\n")
+        return int(code), text
 
     def processes(self, word: str, rank: int | None = None) -> list[psutil.Process]:
         """Processes of this job whose command line holds `word`, on one node or all."""

@@ -121,16 +121,33 @@ def test_a_layout_that_the_model_cannot_have_is_refused_by_name(site, nothing_le
     assert "tp_size 3" in failed.stderr or "--tp" in failed.stderr, failed.stderr
 
 
+def test_near_its_end_a_server_refuses_what_it_could_not_finish(site, nothing_left):
+    real(site)
+    job = site.submit(model="", env=ONE_THREAD)
+    job.wait(timeout=100)
+    ask(job, "What is the capital of France?")  # measures how fast it is
+    deadline = job.read("deadline.json")
+    assert deadline["end_time"] - deadline["finish_by"] == pytest.approx(15, abs=0.1)
+    assert 400 < deadline["end_time"] - time.time() < 600
+    # As if the end were near: the supervisor writes this file only when SLURM's end changes.
+    (job.run_dir / "deadline.json").write_text(json.dumps({"finish_by": time.time() + 4}))
+    time.sleep(2.5)  # it is read again every two seconds
+    status, body = job.ask("/completions", max_tokens=1500, ignore_eos=True)
+    assert status == 503
+    assert "out_of_time" in body
+    assert "job ends in" in body
+
+
 def test_batch_across_a_requeue(site, nothing_left):
     """Warned in the middle it stops with what it has, goes on in its next run, and loses no row."""
     real(site)
-    num_rows = 60
+    num_rows = 40
     rows, answers = site.home / "questions.jsonl", site.home / "answers.jsonl"
     rows.write_text("".join(f'{{"prompt": "Count to {number}:"}}\n' for number in range(num_rows)))
     done = site.hpc(
         *("batch", str(rows), "-o", str(answers), "--launcher", "slurm", "--time", "10"),
         *("--continue-with", "requeue", "--drain", "6", "--max-running-requests", "2"),
-        *("--max-tokens", "100", "--sampling", "ignore_eos=true"),
+        *("--max-tokens", "80", "--sampling", "ignore_eos=true"),
         env=ONE_THREAD,
     )
     job = site.job(done.stdout.split()[1])

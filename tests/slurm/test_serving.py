@@ -72,14 +72,26 @@ def test_job_is_named_by_id_name_and_run_directory(site):
 
 def test_array_gives_independent_servers(site, nothing_left):
     job = site.submit("--replicas", "2", "-J", "pair")
-    ports = set()
-    for task in ("0", "1"):
-        site.hpc("wait", f"{job.job_id}_{task}", "--timeout", "30")
-        ports.add(json.loads((job.run_dir / "tasks" / task / "endpoint.json").read_text())["port"])
-    assert len(ports) == 2
-    site.hpc("cancel", f"{job.job_id}_0")
-    said = json.loads(site.hpc("status", f"{job.job_id}_1", "--json").stdout)
-    assert said["state"] == "ready"
+    tasks = [f"{job.job_id}_{task}" for task in (0, 1)]
+    assert len(job.wait().splitlines()) == 2
+    records = json.loads(site.hpc("endpoint", "pair", "--json").stdout)
+    assert len({one["port"] for one in records}) == 2
+    assert len({Path(one["api_key_file"]).read_text() for one in records}) == 2
+    said = job.status()
+    assert (said["state"], said["message"]) == ("ready", "2 of 2 servers are ready")
+    assert [one["job_id"] for one in said["tasks"]] == tasks
+    refused = site.hpc("endpoint", "pair", "--env", check=False)
+    assert refused.returncode == 1
+    assert f"array of 2 servers; name one of them: {', '.join(tasks)}" in refused.stderr
+    assert str(records[0]["port"]) in site.hpc("endpoint", tasks[0], "--env").stdout
+    assert "1 rank-0 | fake engine" in job.hpc("logs").stdout
+    site.hpc("cancel", tasks[0])
+    site.job(tasks[0]).until("finished")
+    assert site.job(tasks[1]).status()["state"] == "ready"
+    assert job.status()["message"] == "1 of 2 servers are ready"
+    assert json.loads(job.hpc("endpoint", "--json").stdout)[0]["port"] == records[1]["port"]
+    job.hpc("cancel")
+    job.until("finished")
 
 
 def test_two_servers_share_a_node(site):
