@@ -315,6 +315,34 @@ def test_every_cluster_preset_renders(slurm, preset):
     assert f"cluster preset {preset.stem}" in text
 
 
+def test_a_saved_preset_gives_the_same_script(slurm, tmp_path):
+    words = ["--tp", "2", "--no-auth", "--mount", "/a:/b", "--mount", "/c:/d", "--time", "1:00"]
+    saved = run("presets", "save", "my-70b", "org/m", "--about", "ours: 2 GPUs", *words)
+    assert "no-auth" not in saved.stdout  # by the option's own name
+    path = tmp_path / ".config/hpcserve/presets/my-70b.yaml"
+    assert saved.stdout == path.read_text()
+    assert "ours: 2 GPUs" in run("presets", "list").stdout
+    assert run("presets", "show", "my-70b").stdout == path.read_text()
+
+    def script(*more):
+        text = run("render", "submit", "--run-dir", "/r", *more).stdout
+        return [line.partition("  # ")[0] for line in text.splitlines() if line[:4] != "#   "]
+
+    assert script("--preset", "my-70b") == script("org/m", *words)
+    again = run("presets", "save", "my-70b", "org/other", code=2)
+    assert "--force replaces it" in again.stderr
+    run("presets", "save", "my-70b", "--preset", "my-70b", "--tp", "4", "--force")
+    assert "tp: 4" in path.read_text() and "model: org/m" in path.read_text()
+
+
+def test_a_preset_keeps_what_is_not_its_own_out(slurm, monkeypatch):
+    monkeypatch.setenv("HPCSERVE_CONTEXT_LENGTH", "512")
+    words = ["--api-key", "secret", "--run-dir", "/r", "--cluster", "efa-p5", "--tp", "2"]
+    text = run("presets", "save", "small", *words).stdout
+    assert text.splitlines()[1:] == ["tp: 2"]
+    assert "no name for a preset" in run("presets", "save", "a/b", code=2).stderr
+
+
 LIGHT = [
     "ps --json",
     "presets list --json",
