@@ -65,25 +65,29 @@ def _model_word(model: str) -> str:
     return str(next(iter(existing_paths(model)), model)) if model else model
 
 
-def make_launcher(name: str) -> tuple[Launcher, bool]:
-    """(launcher, whether it is the local one)."""
+def make_launcher(name: str) -> tuple[Launcher, str]:
+    """(launcher, its name): slurm, local or debug; auto is SLURM where it is."""
     from hpcserve.launcher import slurm_query
 
     if name == "slurm" or (name == "auto" and slurm_query.is_here()):
         from hpcserve.launcher.slurm import SlurmLauncher
 
-        return SlurmLauncher(), False
+        return SlurmLauncher(), "slurm"
+    if name == "debug":
+        from hpcserve.launcher.debug import DebugLauncher
+
+        return DebugLauncher(), name
     from hpcserve.launcher.local import LocalLauncher
 
-    return LocalLauncher(), True
+    return LocalLauncher(), "local"
 
 
 def submit(request: JobRequest, launcher: str, argv: Sequence[str] = ()) -> str:
     """Prepare the run directory, submit, and let the job be found again; returns its id."""
     from hpcserve.launcher.script import render_script
 
-    chosen, local = make_launcher(launcher)
-    script = render_script(request, local=local)
+    chosen, kind = make_launcher(launcher)
+    script = render_script(request, launcher=kind)
     job_dir = JobDir.create(request.run_dir)
     if job_dir.job.is_file() and not request.job.run_dir:
         raise ConfigError(f"the run directory {job_dir.path} is in use; name another --run-dir")
