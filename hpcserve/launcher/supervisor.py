@@ -165,12 +165,14 @@ class Supervisor:
         now = time.monotonic()
         if self.options.kind != "serve" or now < self._next_probe:
             return
-        self._next_probe = now + 1.0
         if now - self._started > self.options.ready_timeout_s:
             self._drain.at_once(Cause(causes.CRASHED, self._why_not_ready()))
             return
         server = self._server()
-        if server is None or not self._liveness.all_alive() or not readiness.is_healthy(server):
+        if server is None or not self._liveness.all_alive():
+            return
+        self._next_probe = now + 1.0
+        if not readiness.is_healthy(server):
             return
         problem = readiness.makes_tokens(server)
         if problem:

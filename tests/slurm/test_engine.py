@@ -97,10 +97,25 @@ def test_batch_to_a_finished_file(site, nothing_left):
     assert all(line["error"] is None for line in lines)
 
 
-def test_tp_over_two_nodes(site, nothing_left):
+#: Python imports this first: the machine's own name means 127.0.1.1, as on many Debian hosts.
+MISLEADING_NAME = """
+import socket
+ours, ask = socket.gethostname(), socket.getaddrinfo
+def lie(host, *words, **more):
+    return ask("127.0.1.1" if host == ours else host, *words, **more)
+socket.getaddrinfo = lie
+socket.gethostbyname = lambda host: lie(host, None)[0][4][0]
+"""
+
+
+def test_tp_over_two_nodes_where_the_host_name_misleads(site, nothing_left):
     real(site)
-    job = site.submit("--nodes", "2", "--tp", "2", model="", env=ONE_THREAD)
+    (site.home / "misled").mkdir()
+    (site.home / "misled" / "sitecustomize.py").write_text(MISLEADING_NAME)
+    env = {**ONE_THREAD, "PYTHONPATH": f"{site.home}/misled:{ROOT}"}
+    job = site.submit("--nodes", "2", "--tp", "2", model="", env=env)
     job.wait(timeout=100)
+    assert "is 127.0.1.1" in job.hpc("logs", "--rank", "1").stdout  # told, and not relied on
     assert job.status()["nodes"] == ["n1", "n2"]
     assert "Paris" in ask(job, "What is the capital of France?")
     long = {"max_tokens": 300, "ignore_eos": True}

@@ -155,10 +155,13 @@ class MiniSlurm:
         lines.append(f"PartitionName=urgent MaxTime=INFINITE PriorityTier=10 {everywhere}")
         lines += [line for line in self.extra_conf.splitlines() if line]
         self.conf.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # Slurm wants a file for each GPU, and does not look into it.
+        devices = self.folder / "gpus"
+        devices.mkdir(exist_ok=True)
+        for number in range(max(self.node_gpus)):
+            (devices / f"gpu{number}").touch()
         gres_lines = [
-            f"NodeName={name} Name=gpu File=/dev/tty[0-{gpus - 1}]"
-            if gpus > 1
-            else f"NodeName={name} Name=gpu File=/dev/tty0"
+            f"NodeName={name} Name=gpu File={devices}/gpu[0-{gpus - 1}]"
             for name, gpus in zip(self.nodes, self.node_gpus, strict=True)
             if gpus
         ]
