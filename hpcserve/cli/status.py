@@ -42,7 +42,8 @@ def command(job: str, as_json: bool) -> None:
 
 def _print(one: JobStatus) -> None:
     left = None if one.end_time is None else max(0.0, one.end_time - time.time())
-    beat = one.heartbeat_age_s
+    waits_or_over = one.state.over or one.state.value == "pending"
+    beat = None if waits_or_over else one.heartbeat_age_s
     facts = {
         "job": f"{one.job_id}  {one.name}",
         "state": one.state.value,
@@ -52,7 +53,7 @@ def _print(one: JobStatus) -> None:
         "nodes": ", ".join(one.nodes),
         "restarts": str(one.restart_count),
         "heartbeat": None if beat is None else f"{beat:.0f} s ago",
-        "time left": None if left is None or one.state.over else f"{left / 60:.0f} min",
+        "time left": None if left is None or waits_or_over else f"{left / 60:.0f} min",
         "slurm": " ".join(filter(None, (one.slurm_state, one.slurm_reason))),
         "run dir": one.run_dir,
     }

@@ -14,6 +14,7 @@ from hpcserve.launcher.status import JobStatus
 _ORDER = (
     JobState.READY,
     JobState.DRAINING,
+    JobState.RUNNING,
     JobState.LOADING,
     JobState.STARTING,
     JobState.PENDING,

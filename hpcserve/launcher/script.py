@@ -93,8 +93,21 @@ def _title(request: JobRequest) -> str:
 def _notes(request: JobRequest) -> list[str]:
     layout = request.layout
     logs = quote(str(request.job_dir.logs))
-    notes = [f"Before it is submitted by hand: mkdir -p -m 700 {logs}"]
+    left = [f"--{name.replace('_', '-')}" for name in _USUAL if not _is_asked_for(request, name)]
+    notes = [f"Left to the site's defaults: {', '.join(left)}"] if left else []
+    notes.append(f"Before it is submitted by hand: mkdir -p -m 700 {logs}")
     return [*notes, layout.warning] if layout.warning else notes
+
+
+#: What most jobs at most sites say.
+_USUAL = ("account", "partition", "time", "cpus_per_task", "mem")
+
+
+def _is_asked_for(request: JobRequest, name: str) -> bool:
+    extra = {one.lstrip("-").partition("=")[0] for one in request.slurm.sbatch}
+    whole_nodes = name in ("mem", "cpus_per_task") and bool(request.slurm.exclusive)
+    given = getattr(request.slurm, name) is not None
+    return given or whole_nodes or name.replace("_", "-") in extra
 
 
 # ---------------------------------------------------------------- #SBATCH

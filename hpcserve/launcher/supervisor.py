@@ -71,7 +71,6 @@ class Supervisor:
 
     _exclude: list[str] = field(default_factory=list, init=False)
     _is_ready: bool = field(default=False, init=False)
-    _next_probe: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         env, options = self.environment, self.options
@@ -80,6 +79,7 @@ class Supervisor:
         )
         self._drain = Drain(self.job_dir, env.incarnation, options.kill_wait_s)
         self._record = JobRecord(self.job_dir, env, options.kind)
+        self._probe = readiness.Probe()
         self._witness = Witness(self.job_dir, env.num_nodes)
         self._started = time.monotonic()
         self._rows_before = 0
@@ -160,27 +160,21 @@ class Supervisor:
     def _check_ready(self) -> None:
         if self._is_ready or self._drain.begun:
             return
+        serves = self.options.kind == "serve"
         if self._liveness.all_alive() and self._record.state is JobState.STARTING:
-            self._record.publish(JobState.LOADING)
-        now = time.monotonic()
-        if self.options.kind != "serve" or now < self._next_probe:
+            self._record.publish(JobState.LOADING if serves else JobState.RUNNING)
+        if not serves:
             return
-        if now - self._started > self.options.ready_timeout_s:
+        if time.monotonic() - self._started > self.options.ready_timeout_s:
             self._drain.at_once(Cause(causes.CRASHED, self._why_not_ready()))
             return
         server = self._server()
         if server is None or not self._liveness.all_alive():
             return
-        self._next_probe = now + 1.0
-        if not readiness.is_healthy(server):
-            return
-        problem = readiness.makes_tokens(server)
-        if problem:
-            log.warning("the server is up, but makes no token yet: %s", problem)
-            return
-        self._is_ready = True
-        self._record.ready(server)
-        log.info("ready at %s after %.1f s", server.url, now - self._started)
+        if self._probe.is_ready(server):
+            self._is_ready = True
+            self._record.ready(server)
+            log.info("ready at %s after %.1f s", server.url, time.monotonic() - self._started)
 
     def _why_not_ready(self) -> str:
         silent = self._liveness.missing()
@@ -221,7 +215,9 @@ class Supervisor:
         # A server that was told to end and did so in order has not died of it.
         orderly = why.kind == causes.CANCELLED
         state = JobState.FINISHED if orderly and code == 0 else JobState.DEAD
-        self._record.publish(state, cause=why, exit_code=code, message=decision.reason)
+        # Where nobody asked for another run there is nothing to explain.
+        message = decision.reason if self.options.continue_with != "none" else ""
+        self._record.publish(state, cause=why, exit_code=code, message=message)
         return code if code > 0 else 1 if code else 0
 
     def _completed(self, code: int, why: Cause | None) -> bool:
