@@ -344,6 +344,9 @@ def test_a_preset_keeps_what_is_not_its_own_out(slurm, monkeypatch):
 
 
 LIGHT = [
+    "submit org/m --nodes 2 --tp 16",
+    "ps",
+    "status 4711",
     "ps --json",
     "presets list --json",
     "cluster show",
@@ -352,7 +355,9 @@ LIGHT = [
 
 
 @pytest.mark.parametrize("words", LIGHT)
-def test_commands_are_light(slurm, words):
+def test_commands_take_less_than_a_second(slurm, words):
+    run("submit", "org/model")
+    slurm.says("squeue", stdout=QUEUE.format(state="RUNNING"))
     code = (
         "import sys; from hpcserve.cli.main import main\n"
         f"try: main({words.split()!r})\n"
@@ -360,10 +365,16 @@ def test_commands_are_light(slurm, words):
         "heavy = {'torch', 'transformers', 'pyarrow', 'fastapi'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, env=dict(os.environ)
-    )
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.0
+    took, worked = [], []
+    while len(took) < 5 and min(took, default=9.0) > 1.0:  # other tests keep the machine busy
+        begun, before = time.monotonic(), os.times()
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, env=dict(os.environ)
+        )
+        after = os.times()
+        took.append(time.monotonic() - begun)
+        worked.append(after.children_user + after.children_system)
+        worked[-1] -= before.children_user + before.children_system
+    assert min(worked) < 0.8
+    if os.getloadavg()[0] < 2 * (os.cpu_count() or 1):
+        assert min(took) < 1.0
