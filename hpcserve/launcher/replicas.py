@@ -40,7 +40,8 @@ def single(ref: JobRef) -> JobRef:
     if tasks != [ref.job_id]:
         raise LauncherError(
             f"job {ref.job_id} is an array of {len(tasks)} servers; name one of them: "
-            f"{', '.join(tasks[:10])}{', ...' if len(tasks) > 10 else ''}"
+            f"{', '.join(tasks[:10])}{', ...' if len(tasks) > 10 else ''} "
+            f"(`hpcserve route {ref.job_id}` gives one address in front of all)"
         )
     return ref
 

@@ -139,7 +139,7 @@ def test_answers_and_status_go_on_while_slurmctld_is_down(site):
     job.wait()
     site.slurm.stop_controller()
     try:
-        time.sleep(13)  # longer than a heartbeat, and than one that needs no second opinion
+        time.sleep(6)  # longer than a heartbeat
         assert job.ask()[0] == 200
         said = job.status()
         assert (said["state"], said["slurm_state"]) == ("ready", None)

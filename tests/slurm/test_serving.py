@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import stat
 import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -76,7 +78,7 @@ def test_array_gives_independent_servers(site, nothing_left):
     assert len(job.wait().splitlines()) == 2
     records = json.loads(site.hpc("endpoint", "pair", "--json").stdout)
     assert len({one["port"] for one in records}) == 2
-    assert len({Path(one["api_key_file"]).read_text() for one in records}) == 2
+    assert len({Path(one["api_key_file"]).read_text() for one in records}) == 1
     said = job.status()
     assert (said["state"], said["message"]) == ("ready", "2 of 2 servers are ready")
     assert [one["job_id"] for one in said["tasks"]] == tasks
@@ -94,6 +96,31 @@ def test_array_gives_independent_servers(site, nothing_left):
     job.until("finished")
 
 
+def test_one_address_in_front_of_an_array(site, nothing_left):
+    job = site.submit("--replicas", "2", "-J", "pair")
+    job.wait()
+    key = (job.run_dir / "api_key").read_text().strip()
+
+    def answers(url):
+        request = urllib.request.Request(
+            f"{url}/models", headers={"Authorization": f"Bearer {key}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return "fake" in answer.read().decode()
+
+    words = [sys.executable, "-m", "hpcserve", "route", "pair", "--port", "0"]
+    with subprocess.Popen(words, env=site.env(), stdout=subprocess.PIPE, text=True) as route:
+        try:
+            url = route.stdout.readline().strip()
+            assert all(answers(url) for _ in range(4))
+            site.hpc("cancel", f"{job.job_id}_0")
+            site.job(f"{job.job_id}_0").until("finished")
+            assert all(answers(url) for _ in range(4))
+        finally:
+            route.send_signal(signal.SIGINT)
+        assert route.wait(10) == 0
+
+
 def test_two_servers_share_a_node(site):
     jobs = [site.submit("--nodelist", "n1") for _ in range(2)]
     for job in jobs:
@@ -104,7 +131,7 @@ def test_two_servers_share_a_node(site):
 
 def test_plain_sbatch_with_the_shipped_script(site, tmp_path):
     env = site.env(
-        HPCSERVE_ENGINE_COMMAND=f"{os.sys.executable} -m hpcserve.launcher.testing.fake_server"
+        HPCSERVE_ENGINE_COMMAND=f"{sys.executable} -m hpcserve.launcher.testing.fake_server"
     )
     env = site.with_command({**env, "HPCSERVE_IFNAME": "lo"})
     done = subprocess.run(
