@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hpcserve.config.option import option
 
 DEVICES = ("auto", "cuda", "cpu")
+GRAMMAR_BACKENDS = ("xgrammar", "none")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class BackendConfig:
         "--decode-attention-backend",
         help="another attention backend for steps of decodes alone",
         metavar="NAME",
+    )
+    grammar_backend: str = option(
+        "xgrammar",
+        "--grammar-backend",
+        choices=GRAMMAR_BACKENDS,
+        help="what holds answers to a JSON schema, a regex or an EBNF; none: refuse such requests",
     )
     enable_cuda_graph: bool = option(
         True,
