@@ -22,6 +22,7 @@ from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.open_request import OpenRequest
 from hpcserve.engine.output_processor import OutputProcessor
+from hpcserve.engine.pace import Pace
 from hpcserve.engine.replica import Replica
 from hpcserve.engine.replica_set import ReplicaEvents, ReplicaSet
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
@@ -169,6 +170,11 @@ class EngineClient:
     def num_open(self) -> int:
         """Requests that have not ended."""
         return len(self._streams)
+
+    @property
+    def pace(self) -> Pace:
+        """How fast answers are made."""
+        return self._processor.pace
 
     async def drain(self, timeout_s: float) -> int:
         """Take no more requests and let the running ones end; abort those that take longer.

@@ -10,6 +10,7 @@ import time
 
 from hpcserve.engine.answer import Answer
 from hpcserve.engine.open_request import OpenRequest
+from hpcserve.engine.pace import Pace
 from hpcserve.errors import HpcserveError
 from hpcserve.ipc.messages import EngineCoreOutputs, FinishedRequest, TokenLogprobs
 from hpcserve.outputs import TokenLogprob
@@ -22,6 +23,7 @@ class OutputProcessor:
         self._answers: dict[int, Answer] = {}
         self._next_id = 0
         self._finished: list[str] = []
+        self.pace = Pace()
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -117,6 +119,8 @@ class OutputProcessor:
     def _answer_ended(self, answer: Answer, now_s: float) -> None:
         request = answer.request
         request.answer_ended(now_s)
+        if answer.finish_reason != "abort":
+            self.pace.add(now_s - request.arrival_s, len(answer.token_ids))
         if request.num_open == 0:
             self._finished.append(request.name)
 
