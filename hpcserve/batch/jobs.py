@@ -7,31 +7,29 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from hpcserve.batch.files import STANDARD
-from hpcserve.batch.run_dir import RunDir
 from hpcserve.config.batch import BatchConfig
 from hpcserve.errors import ConfigError
 
 
 @contextmanager
-def other_workers(argv: Sequence[str], batch: BatchConfig) -> Iterator[BatchConfig]:
+def other_workers(
+    argv: Sequence[str], batch: BatchConfig, begin: Callable[[], object]
+) -> Iterator[BatchConfig]:
     """Within the block, all but one of the workers run beside this process. They end when the
     run's rows are finished, or are told to when the block ends before.
 
-    Gives what this process has to do: starting over is done already, once for all of them.
+    begin: what is done once for all of them, starting over where that is asked.
+    Gives what is left for this process.
     """
     if STANDARD in (*batch.inputs, batch.output):
         raise ConfigError("--jobs: workers cannot share stdin or stdout; name files")
     num_jobs = batch.jobs
     shares = [device_share(os.environ, number, num_jobs) for number in range(num_jobs)]
-    if batch.fresh:
-        output = Path(batch.output)
-        RunDir.of_output(output).discard()
-        output.unlink(missing_ok=True)
+    begin()
     words = [word for word in without_option(argv, "--jobs") if word not in _ONCE]
     others = []
     for number in range(1, num_jobs):

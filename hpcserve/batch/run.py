@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import shutil
 import sys
 import tempfile
@@ -13,21 +12,15 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from hpcserve.batch import manifest as manifests
 from hpcserve.batch import progress
-from hpcserve.batch.dialect import make_dialect, run_content
-from hpcserve.batch.durable import storage
+from hpcserve.batch.begin import begin
+from hpcserve.batch.dialect import make_dialect
 from hpcserve.batch.engine import Backend
 from hpcserve.batch.files import STANDARD
 from hpcserve.batch.finish import finish_run, known_result
-from hpcserve.batch.inputs import InputFile, find_inputs
-from hpcserve.batch.manifest import Manifest
-from hpcserve.batch.merge import writer_kind
 from hpcserve.batch.report import RunResult
-from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.worker import Worker
 from hpcserve.config.batch import BatchConfig, RowDefaults
-from hpcserve.errors import OutputError, RunCancelledError
 
 
 def run_batch(
@@ -91,21 +84,14 @@ def _run(
     *,
     shown: str | None = None,
 ) -> RunResult:
-    run_dir = RunDir.of_output(output)
-    _check_output(output)
-    content = run_content(backend, batch, defaults, seed)
-    if batch.fresh and not _is_restarted():
-        run_dir.discard()
-    inputs = find_inputs(batch.inputs, batch.input_format, run_dir.spool)
-    _check_apart(inputs, output)
-    manifest = _manifest(run_dir, inputs, content, batch, output, argv)
-    _check_not_cancelled(run_dir)
+    begun = begin(backend, batch, defaults, output, seed=seed, argv=argv)
+    run_dir, manifest = begun.run_dir, begun.manifest
     place = shown if shown not in (None, STANDARD) else "stdout" if shown else str(output)
     result = known_result(run_dir, manifest, output)
     if result is None:
         if len(run_dir.committed()) < len(manifest.shards):
             dialect = make_dialect(manifest, backend)
-            worker = Worker(backend, batch, run_dir, manifest, inputs, dialect, stream)
+            worker = Worker(backend, batch, run_dir, manifest, begun.inputs, dialect, stream)
             _run_loop(worker)
         result = finish_run(run_dir, manifest, output, batch.max_error_rate)
     progress.print_summary(result, place, stream)
@@ -127,69 +113,3 @@ def _run_loop(worker: Worker) -> None:
         start(worker.run())
     finally:
         gc.set_threshold(*thresholds)
-
-
-def _manifest(
-    run_dir: RunDir,
-    inputs: list[InputFile],
-    content: dict[str, dict[str, object]],
-    batch: BatchConfig,
-    output: Path,
-    argv: Sequence[str],
-) -> Manifest:
-    """The run's own, or a new one. Raises InputError where it is another run than this."""
-    found = manifests.load(run_dir.manifest)
-    if found is None:
-        if output.exists() and not batch.fresh:
-            raise OutputError(
-                f"the output {output} exists, and is of no run known here; "
-                "pass --overwrite to replace it"
-            )
-        new = manifests.new_manifest(
-            inputs,
-            content,
-            span_rows=batch.shard_rows,
-            output=output,
-            errors=batch.errors,
-            ordered=not batch.unordered,
-            argv=argv,
-        )
-        run_dir.create()
-        found = manifests.store(new, run_dir.manifest)
-    manifests.refuse_changes(found, inputs, content)
-    run_dir.create()
-    return found
-
-
-def _check_output(output: Path) -> None:
-    """Raise OutputError for what would fail only after days."""
-    writer_kind(output.name)
-    if not output.parent.is_dir():
-        raise OutputError(f"there is no folder {output.parent} for the output {output}")
-    if output.is_dir():
-        raise OutputError(f"the output {output} is a folder; name a file")
-    if not os.access(output.parent, os.W_OK):
-        raise OutputError(f"the output folder {output.parent} is not writable")
-
-
-def _check_apart(inputs: list[InputFile], output: Path) -> None:
-    for one in inputs:
-        if output.exists() and output.samefile(one.path):
-            raise OutputError(f"input and output are the same file: {output}")
-
-
-def _is_restarted() -> bool:
-    """The same job once more: what its first run finished must not be thrown away."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
-
-
-def _check_not_cancelled(run_dir: RunDir) -> None:
-    """A person who runs it again means it; a job that was queued before does not."""
-    if not run_dir.cancelled.exists():
-        return
-    if os.environ.get("SLURM_JOB_ID"):
-        raise RunCancelledError(
-            f"the run was cancelled; `hpcserve batch resume {run_dir.path}` goes on"
-        )
-    with storage(run_dir.cancelled), contextlib.suppress(FileNotFoundError):
-        run_dir.cancelled.unlink()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -97,8 +98,10 @@ def command(
     settings = layered_settings(ctx, BATCH_CONFIGS, cluster, preset)
     batch = with_inputs(build(BatchConfig, settings), input_arguments)
     engine, defaults = engine_config(settings, None), build(RowDefaults, settings)
+    argv, seed = ctx.meta.get(_ARGV, ()), engine.scheduler.random_seed
+    begin = functools.partial(_begin_for_jobs, batch, engine, defaults, seed, argv)
     if launcher == "slurm" or (launcher == "auto" and _as_job(batch)):
-        _submit(ctx, batch, settings, engine)
+        _submit(ctx, batch, settings, engine, begin)
         return
     if engine.parallel.node_rank > 0:
         from hpcserve.engine.node_agent import run_agent
@@ -108,12 +111,11 @@ def command(
     from hpcserve.batch import client_engine
     from hpcserve.batch.run import run_batch
 
-    argv, seed = ctx.meta.get(_ARGV, ()), engine.scheduler.random_seed
     with ExitStack() as stack:
         if batch.jobs > 1:
             from hpcserve.batch.jobs import other_workers
 
-            batch = stack.enter_context(other_workers(argv, batch))
+            batch = stack.enter_context(other_workers(argv, batch, begin))
         backend = client_engine.ClientBackend(engine)
         report = run_batch(backend, batch, defaults, seed=seed, argv=argv)
     if report.num_failed and report.first_failure:
@@ -136,14 +138,39 @@ def _as_job(batch: BatchConfig) -> bool:
     return not here and slurm_query.is_here()
 
 
+def _begin_for_jobs(
+    batch: BatchConfig,
+    engine: EngineConfig,
+    defaults: RowDefaults,
+    seed: int,
+    argv: Sequence[str],
+) -> bool:
+    """The manifest, and starting over: once, where the jobs are started, by none of them.
+
+    Returns whether anything is left to do.
+    """
+    from hpcserve.batch import client_engine
+    from hpcserve.batch.begin import begin_for_jobs
+
+    backend = client_engine.ClientBackend(engine)
+    return begin_for_jobs(backend, batch, defaults, seed=seed, argv=argv)
+
+
 def _submit(
-    ctx: click.Context, batch: BatchConfig, settings: Mapping[str, Setting], engine: EngineConfig
+    ctx: click.Context,
+    batch: BatchConfig,
+    settings: Mapping[str, Setting],
+    engine: EngineConfig,
+    begin: Callable[[], bool],
 ) -> None:
     from hpcserve.cli import _submission as submission
     from hpcserve.launcher.plan.check import refuse_what_cannot_fit
 
     request = submission.batch_request(ctx, batch, settings, engine)
     refuse_what_cannot_fit(request)
+    if not begin():
+        click.echo(f"the run for {batch.output} is complete: nothing to submit", err=True)
+        return
     submission.say_submitted(request, submission.submit(request, "slurm"))
 
 

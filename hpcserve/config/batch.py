@@ -31,7 +31,11 @@ class BatchConfig:
         metavar="FILE",
     )
     fresh: bool = option(
-        False, "--fresh", "--overwrite", help="start over: forget finished rows, replace the output"
+        False,
+        "--fresh",
+        "--overwrite",
+        off_flags=("--no-fresh",),
+        help="start over: forget finished rows, replace the output",
     )
     input_format: str = option(
         "auto", "--input-format", help="format of the input, whatever its ending: jsonl, csv, ..."
@@ -94,7 +98,11 @@ class BatchConfig:
     drain_s: float = option(
         15.0, "--row-drain", help="seconds that rows in flight get after a signal to end"
     )
-    jobs: int = option(1, "--jobs", help="workers that share the rows, each with an engine")
+    jobs: int = option(
+        1,
+        "--jobs",
+        help="workers that share the rows, each with an engine; on SLURM a job array of so many",
+    )
     shard_rows: int = option(2048, "--shard-rows", help="rows that are committed together")
     max_rows_in_flight: int | None = option(
         None,

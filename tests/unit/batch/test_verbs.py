@@ -171,13 +171,14 @@ def test_jobs_start_the_same_command_beside_this_one(
 
     monkeypatch.setattr(subprocess, "Popen", Child)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    (tmp_path / "out.jsonl").write_text("old")
     config = BatchConfig(inputs=("i",), output=str(tmp_path / "out.jsonl"), jobs=3, fresh=True)
     words = ["i", "-o", "out.jsonl", "--jobs", "3", "--fresh"]
-    with other_workers(words, config) as mine:
+    begun: list[int] = []
+    with other_workers(words, config, lambda: begun.append(len(started))) as mine:
         assert not mine.fresh
+    assert begun == [0]  # once, and before anyone is started
     assert [command[-3:] for command, _ in started] == [["i", "-o", "out.jsonl"]] * 2
     assert [gpus for _, gpus in started] == ["5", "6"]
-    assert not (tmp_path / "out.jsonl").exists()
-    with pytest.raises(ConfigError, match="stdin"), other_workers([], BatchConfig(inputs=("-",))):
+    pipe = BatchConfig(inputs=("-",))
+    with pytest.raises(ConfigError, match="stdin"), other_workers([], pipe, begun.clear):
         pass
