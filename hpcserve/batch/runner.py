@@ -20,9 +20,10 @@ from hpcserve.batch.ledger import Ledger
 from hpcserve.batch.order import admission_order
 from hpcserve.batch.output import OutputRecords
 from hpcserve.batch.policy import FailurePolicy
-from hpcserve.batch.prepare import ROW_ERRORS, Preparation
+from hpcserve.batch.prepare import Preparation
 from hpcserve.batch.report import BatchReport
 from hpcserve.batch.row import BatchRow, Failure
+from hpcserve.batch.row_maker import ROW_ERRORS
 from hpcserve.batch.suspects import Suspects
 from hpcserve.batch.window import Window
 from hpcserve.errors import EngineDeadError, EngineError, IncompleteRunError, QueueFullError

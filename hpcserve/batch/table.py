@@ -10,6 +10,8 @@ from hpcserve.batch.formats.base import BatchReader, MalformedRowError, RawRow, 
 
 #: What is read of a table at a time.
 BATCH_ROWS = 2048
+#: What is made into Python objects at a time.
+_PIECE_ROWS = 128
 
 
 class TableReader(BatchReader):
@@ -50,9 +52,11 @@ class TableReader(BatchReader):
         bad: MalformedRowError | None = None
         try:
             for batch in self.table_of(span):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield RawRow(number, 0, record)
+                for start in range(0, batch.num_rows, _PIECE_ROWS):
+                    piece = _Piece(batch.slice(start, _PIECE_ROWS))
+                    for place in range(piece.num_rows):
+                        number += 1
+                        yield RawRow(number, piece.row_bytes, (piece, place))
         except _broken() as error:
             bad = MalformedRowError("unreadable_row", f"{self.path}: {error}")
         end = span.first_row + span.num_rows
@@ -64,7 +68,8 @@ class TableReader(BatchReader):
     def decode(self, row: RawRow) -> Mapping[str, Any]:
         if isinstance(row.payload, MalformedRowError):
             raise row.payload
-        record: Mapping[str, Any] = row.payload
+        piece, place = row.payload
+        record: Mapping[str, Any] = piece.records()[place]
         return record
 
     def table_of(self, span: Span) -> Iterator[Any]:
@@ -100,6 +105,35 @@ class TableReader(BatchReader):
         except _broken():
             pass  # those rows become errors when they are read
         return (ids + [None] * num_rows)[:num_rows]
+
+
+class _Piece:
+    """Some rows as Arrow has them, made into Python objects where they are wanted: that is what
+    costs, and another process may do it."""
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+        self._records: list[dict[str, Any]] | None = None
+        self.num_rows: int = batch.num_rows
+        self.row_bytes: int = batch.nbytes // max(1, batch.num_rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        if self._records is None:
+            self._records = self._batch.to_pylist()
+        return self._records
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Arrow's own pickling of a slice would take the whole batch along.
+        return _unpickled, (
+            self._batch.schema.serialize().to_pybytes(),
+            self._batch.serialize().to_pybytes(),
+        )
+
+
+def _unpickled(schema: bytes, batch: bytes) -> _Piece:
+    import pyarrow as pa
+
+    return _Piece(pa.ipc.read_record_batch(batch, pa.ipc.read_schema(pa.py_buffer(schema))))
 
 
 class _Cursor:

@@ -20,9 +20,10 @@ from hpcserve.batch.ledger import Ledger, OpenShard
 from hpcserve.batch.manifest import Manifest
 from hpcserve.batch.output import OutputRecords
 from hpcserve.batch.policy import FailurePolicy
-from hpcserve.batch.prepare import Preparation
+from hpcserve.batch.prepare import Preparation, usable_cores, usual_processes
 from hpcserve.batch.report import BatchReport
 from hpcserve.batch.row import RowDialect
+from hpcserve.batch.row_maker import MakerRecipe, RowMaker
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.runner import BatchRunner
 from hpcserve.batch.scan import stat_of
@@ -171,10 +172,29 @@ class Worker:
                 preparation.close()
 
     def _preparation(self, engine: RowEngine) -> Preparation:
-        readers = self._readers
+        maker = RowMaker(self._readers, self._dialect, engine.preparer)
+        recipe = None
+        if engine.recipe is not None:
+            id_column = self._manifest.id_column
+            recipe = MakerRecipe(self._inputs, id_column, self._dialect, engine.recipe)
         return Preparation(
-            self._next_shard, readers, self._dialect, engine.preparer, poll_s=_POLL_S
+            self._next_shard,
+            self._readers,
+            maker,
+            poll_s=_POLL_S,
+            recipe=recipe,
+            num_processes=self._num_processes(),
         )
+
+    def _num_processes(self) -> int:
+        """That prepare rows: none where threads are through before those would be up."""
+        given = self._batch.prepare_processes
+        if given is not None:
+            return given
+        num_bytes = sum(one.size for one in self._manifest.scan.files)
+        num_rows = self.report.num_total - self.report.num_before
+        share = num_rows / max(1, self.report.num_total)
+        return usual_processes(num_rows, round(num_bytes * share), usable_cores())
 
     def _new_runner(
         self, preparation: Preparation, records: OutputRecords

@@ -110,6 +110,12 @@ class BatchConfig:
         "--max-rows-in-flight",
         help="rows given to the engine at a time; default: 4 times --max-running-requests",
     )
+    prepare_processes: int | None = option(
+        None,
+        "--prepare-processes",
+        help="processes that parse, fill templates and tokenise ahead of the engine; 0: threads; "
+        "default: one for 4 cores, 4 at most, for files that are worth it",
+    )
     log_interval_s: float = option(
         10.0, "--log-interval", help="seconds between lines of progress in a log"
     )
@@ -127,6 +133,8 @@ class BatchConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
+        if self.prepare_processes is not None and self.prepare_processes < 0:
+            raise ConfigError(f"prepare_processes is {self.prepare_processes}; 0 is threads only")
         for name in ("retries", "deadline_margin_s", "drain_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it cannot be negative")

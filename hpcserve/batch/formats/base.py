@@ -57,7 +57,7 @@ class MalformedRowError(ValueError):
     """This row cannot be decoded; it becomes an error line of the output."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)  # both, so that it can be pickled
         self.code = code
         self.message = message
 
