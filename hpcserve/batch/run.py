@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -17,10 +16,12 @@ from hpcserve.batch.begin import begin
 from hpcserve.batch.dialect import make_dialect
 from hpcserve.batch.engine import Backend
 from hpcserve.batch.files import STANDARD
-from hpcserve.batch.finish import finish_run, known_result
+from hpcserve.batch.finish import Follower, finish_run, known_result
 from hpcserve.batch.report import RunResult
+from hpcserve.batch.row_stream import RowStream
 from hpcserve.batch.worker import Worker
 from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.errors import ConfigError, OutputError
 
 
 def run_batch(
@@ -54,22 +55,29 @@ def _is_special(path: Path) -> bool:
 def _run_to_stream(
     backend: Backend, batch: BatchConfig, defaults: RowDefaults, seed: int, stream: TextIO
 ) -> RunResult:
-    """The run's files live as long as this process; the whole output goes out at the end."""
-    with tempfile.TemporaryDirectory(prefix="hpcserve-batch-") as folder:
+    """Rows go out as they finish; the run's files live as long as this process."""
+    name = "stdout" if batch.output == STANDARD else batch.output
+    if batch.errors == "file":
+        raise ConfigError(f"--errors file: there is no place beside {name}; name an output file")
+    with tempfile.TemporaryDirectory(prefix="hpcserve-batch-") as folder, _sink(batch) as sink:
+        rows = RowStream(sink, ordered=not batch.unordered)
         kept = Path(folder) / "stdout.jsonl"
-        result = _run(backend, batch, defaults, kept, seed, stream, (), shown=batch.output)
-        with kept.open("rb") as answers, _stream(batch.output) as sink:
-            shutil.copyfileobj(answers, sink)
-            sink.flush()
+        try:
+            result = _run(backend, batch, defaults, kept, seed, stream, (), rows, shown=name)
+            rows.close()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write to {name}: {error.strerror}") from error
     return result
 
 
 @contextlib.contextmanager
-def _stream(name: str) -> Iterator[BinaryIO]:
-    if name == STANDARD:
+def _sink(batch: BatchConfig) -> Iterator[BinaryIO]:
+    if batch.output == STANDARD:
         yield sys.stdout.buffer
         return
-    with Path(name).open("wb") as sink:
+    with Path(batch.output).open("wb") as sink:
         yield sink
 
 
@@ -81,20 +89,24 @@ def _run(
     seed: int,
     stream: TextIO,
     argv: Sequence[str],
+    rows: RowStream | None = None,
     *,
     shown: str | None = None,
 ) -> RunResult:
     begun = begin(backend, batch, defaults, output, seed=seed, argv=argv)
     run_dir, manifest = begun.run_dir, begun.manifest
-    place = shown if shown not in (None, STANDARD) else "stdout" if shown else str(output)
     result = known_result(run_dir, manifest, output)
     if result is None:
         if len(run_dir.committed()) < len(manifest.shards):
             dialect = make_dialect(manifest, backend)
-            worker = Worker(backend, batch, run_dir, manifest, begun.inputs, dialect, stream)
-            _run_loop(worker)
+            worker = Worker(backend, batch, run_dir, manifest, begun.inputs, dialect, stream, rows)
+            if manifest.ordered or rows is not None:
+                _run_loop(worker)
+            else:
+                with Follower(run_dir, manifest, output):
+                    _run_loop(worker)
         result = finish_run(run_dir, manifest, output, batch.max_error_rate)
-    progress.print_summary(result, place, stream)
+    progress.print_summary(result, shown or str(output), stream)
     return result
 
 

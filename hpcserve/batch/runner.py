@@ -24,6 +24,7 @@ from hpcserve.batch.prepare import Preparation
 from hpcserve.batch.report import BatchReport
 from hpcserve.batch.row import BatchRow, Failure
 from hpcserve.batch.row_maker import ROW_ERRORS
+from hpcserve.batch.row_stream import RowStream
 from hpcserve.batch.suspects import Suspects
 from hpcserve.batch.window import Window
 from hpcserve.errors import EngineDeadError, EngineError, IncompleteRunError, QueueFullError
@@ -61,6 +62,7 @@ class BatchRunner:
         report: BatchReport,
         *,
         max_rows_in_flight: int | None = None,
+        stream: RowStream | None = None,
     ) -> None:
         self.report = report
         self.in_flight: dict[int, InFlight] = {}
@@ -77,6 +79,7 @@ class BatchRunner:
         self._policy = policy
         self._deadline = deadline
         self._max_rows_in_flight = max_rows_in_flight
+        self._stream = stream
         self._encoder = msgspec.json.Encoder()
         self._incoming: list[BatchRow] = []
         self._queue: deque[BatchRow] = deque()
@@ -142,6 +145,7 @@ class BatchRunner:
             min_rows=limits.max_running_requests,
             max_rows=self._max_rows_in_flight or 4 * limits.max_running_requests,
             max_tokens=2 * limits.max_total_tokens,
+            stream=self._stream,
         )
 
     # ------------------------------------------------------------ rows in
@@ -265,20 +269,17 @@ class BatchRunner:
         latency_s = now - self.in_flight[row.index].since_s
         self._latencies.append(latency_s)
         self.report.add_answer(row, answer)
-        record = self._records.answer(row, answer.body)
-        self._ledger.finish(
-            row.shard,
-            RowRecord(
-                row.number,
-                journal.OK,
-                self._encoder.encode(record),
-                row.tries + 1,
-                answer.num_prompt_tokens,
-                answer.num_output_tokens,
-                answer.num_cached_tokens,
-                latency_s,
-            ),
+        record = RowRecord(
+            row.number,
+            journal.OK,
+            self._encoder.encode(self._records.answer(row, answer.body)),
+            row.tries + 1,
+            answer.num_prompt_tokens,
+            answer.num_output_tokens,
+            answer.num_cached_tokens,
+            latency_s,
         )
+        self._keep(row, record)
 
     def _finish_failed(
         self, row: BatchRow, failure: Failure, *, latency_s: float = 0.0, guilty: bool = False
@@ -289,8 +290,13 @@ class BatchRunner:
         payload = self._encoder.encode(self._records.failure(row, failure))
         status = journal.QUARANTINED if guilty else journal.FAILED
         record = RowRecord(row.number, status, payload, row.tries + 1, latency_s=latency_s)
-        self._ledger.finish(row.shard, record)
+        self._keep(row, record)
         self._policy.after_failure(self.report, len(self._queue) + len(self.in_flight))
+
+    def _keep(self, row: BatchRow, record: RowRecord) -> None:
+        self._ledger.finish(row.shard, record)
+        if self._stream is not None:
+            self._stream.add(row.index, record.payload)
 
     def _accuse(self, rows: list[BatchRow]) -> None:
         """The engine died with these in it."""

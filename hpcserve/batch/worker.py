@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import TextIO
@@ -24,6 +25,7 @@ from hpcserve.batch.prepare import Preparation, usable_cores, usual_processes
 from hpcserve.batch.report import BatchReport
 from hpcserve.batch.row import RowDialect
 from hpcserve.batch.row_maker import MakerRecipe, RowMaker
+from hpcserve.batch.row_stream import RowStream
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.runner import BatchRunner
 from hpcserve.batch.scan import stat_of
@@ -49,7 +51,10 @@ _MAX_RUNS_WITHOUT_PROGRESS = 3
 
 
 class Worker:
-    """`run` returns when every row of the run is finished, by this worker or others."""
+    """`run` returns when every row of the run is finished, by this worker or others.
+
+    stream: for people.  rows: where finished rows go at once, beside the ledger.
+    """
 
     def __init__(
         self,
@@ -60,7 +65,9 @@ class Worker:
         inputs: list[InputFile],
         dialect: RowDialect,
         stream: TextIO,
+        rows: RowStream | None = None,
     ) -> None:
+        self._rows = rows
         self._backend = backend
         self._batch = batch
         self._dir = run_dir
@@ -93,6 +100,8 @@ class Worker:
             lambda: read_all(self._dir),
             self._stream,
             log_interval_s=self._batch.log_interval_s,
+            # A bar and rows on one terminal would write over each other.
+            as_bar=self._stream.isatty() and not (self._rows and sys.stdout.isatty()),
         )
         try:
             with shown, self._signals():
@@ -208,6 +217,7 @@ class Worker:
             self._deadline,
             self.report,
             max_rows_in_flight=batch.max_rows_in_flight,
+            stream=self._rows,
         )
         limits = Limits(batch.row_timeout_s, batch.stall_timeout_s, batch.drain_s)
         self._watch = Watch(runner, self._ledger, self._deadline, self._dir, limits, self._publish)
