@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from hpcserve.batch import html_report, journal
-from hpcserve.batch.durable import replace_file, storage
+from hpcserve.batch.durable import replace_file, storage, sweep
 from hpcserve.batch.journal import RowRecord
 from hpcserve.batch.lease import Claims, Owner
 from hpcserve.batch.ledger import error_code
@@ -142,14 +142,14 @@ def _sweep(run_dir: RunDir, output: Path) -> None:
     for folder in (run_dir.shards, run_dir.leases, run_dir.workers, run_dir.path):
         leftovers += folder.glob(".*.tmp")
     for path in leftovers:
-        path.unlink(missing_ok=True)
+        sweep(path)
     _remove_growing(output)
 
 
 def _remove_growing(output: Path) -> None:
     """What a worker that was killed has left of an output that it wrote meanwhile."""
     for path in (output, errors_path(output)):
-        growing_path(path).unlink(missing_ok=True)
+        sweep(growing_path(path))
 
 
 class _Tally:

@@ -18,6 +18,7 @@ from hpcserve.batch.durable import (
     fsync_folder,
     publish,
     storage,
+    sweep,
     temporary_name,
     write_file,
     write_whole,
@@ -220,10 +221,10 @@ class Ledger:
                 write_file(temporary, self._pieces(shard))
                 publish(temporary, final)
             except OSError:
-                temporary.unlink(missing_ok=True)
+                sweep(temporary)
                 raise
             os.close(shard.descriptor)
-            shard.path.unlink(missing_ok=True)
+            sweep(shard.path)
 
     def _pieces(self, shard: OpenShard) -> Iterator[bytes]:
         def read() -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hpcserve import registry
 from hpcserve.batch import journal
-from hpcserve.batch.durable import fsync_folder, temporary_name
+from hpcserve.batch.durable import fsync_folder, sweep, temporary_name
 from hpcserve.batch.files import format_suffix
 from hpcserve.batch.journal import RowRecord
 from hpcserve.batch.manifest import Manifest
@@ -123,7 +123,7 @@ def _write(
         ) from error
     finally:
         for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+            sweep(temporary)
     return num_rows
 
 

@@ -116,6 +116,8 @@ class Preparation:
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._processes is not None:
             self._processes.close()
+        if self._current is not None and self._current.done() and not self._current.cancelled():
+            self._current.exception()  # the run has ended by something else
 
     # ------------------------------------------------------------ in the reading thread
 

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from hpcserve.batch.files import unreadable
 from hpcserve.batch.formats.base import Scanned, Span
 from hpcserve.batch.inputs import InputFile
 from hpcserve.errors import InputError
@@ -142,7 +143,7 @@ def stat_of(path: Path) -> tuple[int, int]:
     try:
         stats = [one.stat() for one in _files_of(path)]
     except OSError as error:
-        raise InputError(f"cannot read the input {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     return sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
 
 
@@ -155,7 +156,7 @@ def sha256_of(path: Path) -> str:
                 while block := stream.read(1 << 20):
                     digest.update(block)
     except OSError as error:
-        raise InputError(f"cannot read the input {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     return digest.hexdigest()
 
 

@@ -6,6 +6,8 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from hpcserve.batch.durable import of_the_disk
+from hpcserve.batch.files import unreadable
 from hpcserve.batch.formats.base import BatchReader, MalformedRowError, RawRow, Scanned, Span
 
 #: What is read of a table at a time.
@@ -22,6 +24,7 @@ class TableReader(BatchReader):
     """
 
     is_table: ClassVar[bool] = True
+    _cursor: _Cursor | None = None
 
     @abstractmethod
     def parts(self) -> Iterator[tuple[list[int], int]]:
@@ -58,12 +61,19 @@ class TableReader(BatchReader):
                         number += 1
                         yield RawRow(number, piece.row_bytes, (piece, place))
         except _broken() as error:
+            self._refuse(error)
             bad = MalformedRowError("unreadable_row", f"{self.path}: {error}")
         end = span.first_row + span.num_rows
         if number < end:
             bad = bad or MalformedRowError("unreadable_row", f"{self.path}: rows are missing")
         for missing in range(number, end):
             yield RawRow(missing + 1, 0, bad)
+
+    def _refuse(self, error: Exception) -> None:
+        """Raise IncompleteRunError where the disk failed, and not the file is damaged."""
+        if isinstance(error, OSError) and of_the_disk(error):
+            self._cursor = None  # read anew, when it can be
+            raise unreadable(self.path, error) from error
 
     def decode(self, row: RawRow) -> Mapping[str, Any]:
         if isinstance(row.payload, MalformedRowError):
@@ -83,7 +93,7 @@ class TableReader(BatchReader):
 
     def _cursor_at(self, part: list[int], start: int) -> _Cursor:
         """Spans come in order mostly: the part is read on where the last one ended."""
-        cursor: _Cursor | None = getattr(self, "_cursor", None)
+        cursor = self._cursor
         if cursor is None or cursor.part != part or cursor.position > start:
             cursor = _Cursor(part, self.batches(part, None))
             self._cursor = cursor
@@ -102,8 +112,8 @@ class TableReader(BatchReader):
                     next((value for value in values if value is not None), None)
                     for values in zip(*columns, strict=True)
                 ]
-        except _broken():
-            pass  # those rows become errors when they are read
+        except _broken() as error:
+            self._refuse(error)  # else those rows become errors when they are read
         return (ids + [None] * num_rows)[:num_rows]
 
 

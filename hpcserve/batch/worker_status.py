@@ -137,12 +137,18 @@ class WorkerFile:
 
 
 def read_all(run_dir: RunDir) -> list[WorkerStatus]:
-    """Every worker there ever was, by the time of its start; torn files are left out."""
+    """Every worker there ever was, by the time of its start; files that cannot be read are left
+    out: the run does not depend on them."""
     found = []
-    for path in run_dir.workers.glob("*.json"):
+    try:
+        paths = list(run_dir.workers.glob("*.json"))
+    except OSError as error:
+        log.debug("%s: %s", run_dir.workers, error)
+        return []
+    for path in paths:
         try:
             found.append(msgspec.json.decode(path.read_bytes(), type=WorkerStatus))
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError):
             continue
     return sorted(found, key=lambda one: one.started_s)
 

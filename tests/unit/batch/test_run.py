@@ -205,7 +205,7 @@ def test_a_damaged_archive_is_refused_before_anything_runs(
     source = tmp_path / "in.jsonl.gz"
     data = gzip.compress(b"".join(b'{"prompt": "a %d"}\n' % n for n in range(40_000)))
     source.write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"cannot read on in .*in.jsonl.gz"):
+    with pytest.raises(InputError, match=r"cannot read the input .*in.jsonl.gz"):
         run(source, tmp_path / "out.jsonl")
     assert [one.name for one in tmp_path.iterdir()] == ["in.jsonl.gz"]
     assert engine.num_started == 0
