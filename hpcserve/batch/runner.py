@@ -130,6 +130,12 @@ class BatchRunner:
         entry.timed_out = True
         entry.task.cancel()
 
+    def drop_lost(self) -> None:
+        """Abort rows of shards that another worker has committed."""
+        for entry in self.in_flight.values():
+            if entry.row.shard.is_lost:
+                entry.task.cancel()
+
     def cut_short(self, slot_s: float) -> None:
         """The time is over: note the rows that had most of a job's time and did not finish."""
         now = time.monotonic()
@@ -197,6 +203,10 @@ class BatchRunner:
     def _start_at_once(self) -> bool:
         """Start the first row of the queue; False where it must wait for room."""
         row = self._queue[0]
+        if row.shard.is_lost:
+            self._queue.popleft()
+            self.report.num_recovered += 1
+            return True
         failure = row.failure
         cuts, longest_s = 0, 0.0
         if row.shard.cut_short:
@@ -232,11 +242,14 @@ class BatchRunner:
             raise
         except asyncio.CancelledError:
             entry = self.in_flight.get(row.index)
-            if entry is None or not entry.timed_out:
+            if entry is not None and entry.timed_out:
+                seconds = time.monotonic() - entry.since_s
+                late = f"no answer after {seconds:.0f} s (--row-timeout)"
+                self._finish_failed(row, Failure("row_timeout", late, 504), latency_s=seconds)
+            elif entry is None or not row.shard.is_lost:
                 raise
-            seconds = time.monotonic() - entry.since_s
-            late = Failure("row_timeout", f"no answer after {seconds:.0f} s (--row-timeout)", 504)
-            self._finish_failed(row, late, latency_s=seconds)
+            else:
+                self.report.num_recovered += 1
         except ROW_ERRORS as error:
             self._finish_failed(row, Failure.of(error))
         else:

@@ -80,6 +80,7 @@ class Worker:
         self._deadline = Deadline(batch.deadline, batch.deadline_margin_s)
         self._caught: list[signal.Signals] = []
         self._watch: Watch | None = None
+        self._runner: BatchRunner | None = None
         self._num_deaths = 0
         self._foreign: set[int] = run_dir.committed()
         self._rows_before = sum(manifest.shards[n].span.num_rows for n in self._foreign)
@@ -219,6 +220,7 @@ class Worker:
             max_rows_in_flight=batch.max_rows_in_flight,
             stream=self._rows,
         )
+        self._runner = runner
         limits = Limits(batch.row_timeout_s, batch.stall_timeout_s, batch.drain_s)
         self._watch = Watch(runner, self._ledger, self._deadline, self._dir, limits, self._publish)
         if self._caught:
@@ -277,9 +279,12 @@ class Worker:
         self.report.num_before = self._rows_before + self.report.num_recovered
 
     def _publish(self) -> None:
-        with storage(self._dir.workers):
-            done = self._dir.committed() - self._foreign - self._claims.mine
-            self._foreign |= done
+        committed = self._dir.committed()
+        self._ledger.lose(committed)
+        if self._runner is not None:
+            self._runner.drop_lost()
+        done = committed - self._foreign - self._claims.mine
+        self._foreign |= done
         self._rows_before += sum(self._manifest.shards[n].span.num_rows for n in done)
         self._count_before()
         self._file.publish()
