@@ -85,7 +85,7 @@ class Worker:
         self._foreign: set[int] = run_dir.committed()
         self._rows_before = sum(manifest.shards[n].span.num_rows for n in self._foreign)
         self.report = BatchReport(num_total=manifest.num_rows, num_before=self._rows_before)
-        self._energy = EnergyMeter()
+        self._energy = EnergyMeter(backend.num_gpus)
         self._file = WorkerFile(run_dir, self._owner, self.report, self._energy, backend)
 
     async def run(self) -> None:

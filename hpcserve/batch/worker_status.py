@@ -119,7 +119,7 @@ class WorkerFile:
         up_s = 0.0 if self._engine_since is None else time.monotonic() - self._engine_since
         status.engine_s = self._engine_s + up_s
         status.num_gpus = self._num_gpus
-        status.joules = self._energy.joules() if self._num_gpus else None
+        status.joules = self._energy.joules()
         self._add_point()
 
     def _add_point(self) -> None:
