@@ -64,18 +64,21 @@ def begin_for_jobs(
     *,
     seed: int = 0,
     argv: Sequence[str] = (),
+    elsewhere: bool,
 ) -> bool:
     """What is done once for all the jobs of a run, where they are submitted.
 
-    Returns whether anything is left to do. Where the model lies on the nodes only, the first job
-    that starts writes the manifest.
-    Raises what `begin` raises.
+    elsewhere: they run on other machines. A model that only those have is no mistake then: the
+    first job that starts writes the manifest.
+    Returns whether anything is left to do. Raises what `begin` raises.
     """
     output = Path(batch.output)
     try:
         begun = begin(backend, batch, defaults, output, seed=seed, argv=argv)
         return known_result(begun.run_dir, begun.manifest, output) is None
     except ModelNotFoundError:
+        if not elsewhere:
+            raise
         _check_output(output)
         run_dir = RunDir.of_output(output)
         _check_apart(find_inputs(batch.inputs, batch.input_format, run_dir.spool), output)

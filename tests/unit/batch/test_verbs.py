@@ -79,6 +79,12 @@ def test_resume_is_the_first_command_from_where_it_was_given(
     assert Path.cwd() == tmp_path / "elsewhere"
 
 
+def test_a_misspelt_verb_is_no_input(batch: Batch) -> None:
+    result = batch("statsu", "out.jsonl")
+    assert result.exit_code == 2
+    assert "did you mean `batch status`?" in result.stderr
+
+
 def test_no_such_run(batch: Batch) -> None:
     result = batch("status", "nothing")
     assert result.exit_code == 2
@@ -174,11 +180,20 @@ def test_jobs_start_the_same_command_beside_this_one(
     config = BatchConfig(inputs=("i",), output=str(tmp_path / "out.jsonl"), jobs=3, fresh=True)
     words = ["i", "-o", "out.jsonl", "--jobs", "3", "--fresh"]
     begun: list[int] = []
-    with other_workers(words, config, lambda: begun.append(len(started))) as mine:
+
+    def begin() -> bool:
+        begun.append(len(started))
+        RunDir.of_output(tmp_path / "out.jsonl").create()
+        return True
+
+    with other_workers(words, config, begin) as mine:
         assert not mine.fresh
     assert begun == [0]  # once, and before anyone is started
     assert [command[-3:] for command, _ in started] == [["i", "-o", "out.jsonl"]] * 2
     assert [gpus for _, gpus in started] == ["5", "6"]
     pipe = BatchConfig(inputs=("-",))
-    with pytest.raises(ConfigError, match="stdin"), other_workers([], pipe, begun.clear):
+    with pytest.raises(ConfigError, match="stdin"), other_workers([], pipe, begin):
         pass
+    started.clear()
+    with other_workers(words, config, lambda: False):
+        assert started == []  # the run is complete
