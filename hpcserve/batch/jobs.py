@@ -36,15 +36,17 @@ def other_workers(
         raise ConfigError("--jobs: workers cannot share stdin or stdout; name files")
     num_jobs = batch.jobs
     shares = [device_share(os.environ, number, num_jobs) for number in range(num_jobs)]
+    mine = dataclasses.replace(batch, fresh=False)
     if not begin():
-        num_jobs = 1
+        yield mine
+        return
     words = [word for word in without_option(argv, "--jobs") if word not in _ONCE]
     folder = RunDir.of_output(Path(batch.output)).workers
     logs = {number: folder / f"job-{number}.log" for number in range(1, num_jobs)}
     others = {number: _start(words, shares[number], log_file) for number, log_file in logs.items()}
     os.environ.update(shares[0])
     try:
-        yield dataclasses.replace(batch, fresh=False)
+        yield mine
     finally:
         for other in others.values():
             if other.poll() is None:

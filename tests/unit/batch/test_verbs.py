@@ -195,5 +195,6 @@ def test_jobs_start_the_same_command_beside_this_one(
     with pytest.raises(ConfigError, match="stdin"), other_workers([], pipe, begin):
         pass
     started.clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     with other_workers(words, config, lambda: False):
         assert started == []  # the run is complete
