@@ -44,6 +44,10 @@ class ChatBody(SamplingBody):
             raise InvalidParameterError(
                 "tool_choice", f"{self.tool_choice!r} is not supported, only 'auto' and 'none'"
             )
+        for tool in self.tools or ():
+            function = tool.get("function")
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise InvalidParameterError("tools", "every tool needs a function with a name")
         if self.modalities not in (None, [], ["text"]):
             raise InvalidParameterError("modalities", "only text is supported")
         if self.continue_final_message:
