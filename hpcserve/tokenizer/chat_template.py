@@ -117,6 +117,9 @@ def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
         plain["content"] = ""
     elif isinstance(content, list):
         plain["content"] = "\n".join(_text_of(part) for part in content)
+    elif not isinstance(content, str):
+        kind = type(content).__name__
+        raise InvalidParameterError("messages", f"content is text or a list of parts, no {kind}")
     calls = plain.get("tool_calls")
     if calls:
         plain["tool_calls"] = [_plain_call(call) for call in calls]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcserve.errors import ModelNotFoundError
+from hpcserve.errors import ContextLengthError, ModelNotFoundError
 from hpcserve.tokenizer.backend import FastBackend, TokenizerBackend, TransformersBackend
 from hpcserve.tokenizer.byte_level import TokenBytes, TokenTexts
 from hpcserve.tokenizer.chat_template import ChatTemplate, find_templates
@@ -14,6 +15,10 @@ from hpcserve.tokenizer.detokenizer import ByteLevelDetokenizer, Detokenizer, Wi
 from hpcserve.tokenizer.files import CONFIG_FILE, TOKENIZER_FILE, read_json, special_tokens
 
 _NOTHING: frozenset[int] = frozenset()
+#: Characters below which a text's length is no matter.
+_LONG_TEXT = 1 << 18
+#: Characters that Unicode normalisation may make one of, at most.
+_MOST_SHRINKING = 4
 
 
 class Tokenizer:
@@ -30,6 +35,8 @@ class Tokenizer:
         self.special_ids = backend.special_ids
         eos = special.get("eos_token")
         self.eos_token_id = None if eos is None else backend.token_to_id(eos)
+        #: Most tokens that anybody could use, where that is known: longer text is not even read.
+        self.max_tokens: int | None = None
         self._bytes = TokenBytes(backend)
         self._texts = TokenTexts(self._bytes)
 
@@ -59,12 +66,32 @@ class Tokenizer:
         return cls(backend, special, ChatTemplate(templates, special))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; with special tokens, what the checkpoint puts around a prompt (its BOS)."""
+        """Token ids; with special tokens, what the checkpoint puts around a prompt (its BOS).
+
+        Raises ContextLengthError for text so long that it cannot be `max_tokens` or less.
+        """
+        self._check_length(text)
         return self.backend.encode(text, add_special_tokens)
 
     def encode_batch(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of each, on all cores where the library can."""
+        for text in texts:
+            self._check_length(text)
         return self.backend.encode_batch(texts, add_special_tokens)
+
+    def _check_length(self, text: str) -> None:
+        """Tokenising takes seconds per million characters: refuse first what can only fail."""
+        if self.max_tokens is None or len(text) < _LONG_TEXT:
+            return
+        least = len(text) // (_MOST_SHRINKING * self._longest_token)
+        if least > self.max_tokens:
+            raise ContextLengthError(least, None, self.max_tokens)
+
+    @functools.cached_property
+    def _longest_token(self) -> int:
+        """In characters of the vocabulary, of which text has no more."""
+        tokens = (self.backend.id_to_token(number) for number in range(self.vocab_size))
+        return max((len(token) for token in tokens if token), default=1)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.backend.decode(token_ids, skip_special_tokens)

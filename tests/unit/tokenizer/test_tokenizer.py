@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from hpcserve.errors import ModelNotFoundError, TokenizerError
+from hpcserve.errors import ContextLengthError, ModelNotFoundError, TokenizerError
 from hpcserve.tokenizer.tokenizer import Tokenizer as OurTokenizer
 
 
@@ -104,3 +104,18 @@ def test_import_is_light():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_text_that_cannot_fit_is_refused_unread(folder, monkeypatch):
+    tokenizer = OurTokenizer.load(folder)
+    longest = len("<|end|>")
+    monkeypatch.setattr("hpcserve.tokenizer.tokenizer._LONG_TEXT", 100)
+    assert len(tokenizer.encode("a" * 1000)) == 1000  # nobody said how much could be used
+    tokenizer.max_tokens = 10
+    fits = "a" * (4 * longest * 11 - 1)  # for all that is known without reading it
+    assert len(tokenizer.encode(fits)) == len(fits)
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch(["a", text])):
+        with pytest.raises(ContextLengthError, match=r"has 11 tokens, .* length is 10"):
+            encode(fits + "a")
+    monkeypatch.setattr("hpcserve.tokenizer.tokenizer._LONG_TEXT", 1 << 18)
+    assert len(tokenizer.encode(fits + "a")) == len(fits) + 1
