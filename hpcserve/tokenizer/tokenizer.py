@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcserve.errors import ModelNotFoundError
+from hpcserve.errors import InvalidParameterError, ModelNotFoundError
 from hpcserve.tokenizer.backend import FastBackend, TokenizerBackend, TransformersBackend
 from hpcserve.tokenizer.byte_level import TokenBytes, TokenTexts
 from hpcserve.tokenizer.chat_template import ChatTemplate, find_templates
@@ -59,12 +59,21 @@ class Tokenizer:
         return cls(backend, special, ChatTemplate(templates, special))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; with special tokens, what the checkpoint puts around a prompt (its BOS)."""
-        return self.backend.encode(text, add_special_tokens)
+        """Token ids; with special tokens, what the checkpoint puts around a prompt (its BOS).
+
+        Raises InvalidParameterError for a text with half a surrogate pair, which JSON can spell.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _no_text([text], error) from error
 
     def encode_batch(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of each, on all cores where the library can."""
-        return self.backend.encode_batch(texts, add_special_tokens)
+        try:
+            return self.backend.encode_batch(texts, add_special_tokens)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _no_text(texts, error) from error
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.backend.decode(token_ids, skip_special_tokens)
@@ -92,6 +101,7 @@ class Tokenizer:
     def encode_chat(
         self,
         messages: list[dict[str, Any]],
+        /,
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -103,3 +113,16 @@ class Tokenizer:
         )
         # The template writes BOS itself, where the model wants one.
         return self.encode(text, add_special_tokens=False)
+
+
+def _no_text(texts: list[str], error: Exception) -> Exception:
+    """Why a library could not take these texts: libraries say no more than that they are no text."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as half:
+            code = ord(text[half.start])
+            return InvalidParameterError(
+                "prompt", f"half a surrogate pair (U+{code:04X}) at character {half.start}"
+            )
+    return error

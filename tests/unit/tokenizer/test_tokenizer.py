@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from hpcserve.errors import ModelNotFoundError, TokenizerError
+from hpcserve.errors import InvalidParameterError, ModelNotFoundError, TokenizerError
 from hpcserve.tokenizer.tokenizer import Tokenizer as OurTokenizer
 
 
@@ -35,6 +35,14 @@ def test_round_trip(folder):
     assert len(ids) == len(text.encode())  # the file's truncation is off
     assert tokenizer.decode(ids) == text
     assert tokenizer.encode_batch([text, "a"]) == [ids, tokenizer.encode("a")]
+
+
+def test_half_a_surrogate_pair_is_a_wrong_prompt(folder):
+    tokenizer = OurTokenizer.load(folder)
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch(["a", text])):
+        with pytest.raises(InvalidParameterError, match=r"U\+D800.* at character 2") as caught:
+            encode("ab\ud800")
+        assert caught.value.param == "prompt"
 
 
 def test_special_tokens(folder):
