@@ -61,13 +61,16 @@ class ResponseHead:
 def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
     """Raises InvalidParameterError."""
     body.check()
-    variables: dict[str, Any] = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
-    for name in ("messages", "tools", "add_generation_prompt"):
-        if name in variables:
-            raise InvalidParameterError("chat_template_kwargs", f"{name} has a field of its own")
-    text = tokenizer.chat_template.render(body.messages, tools=body.offered_tools, **variables)
+    variables = template_variables(body.chat_template_kwargs)
+    for name in ("reasoning_effort", "documents"):
+        if (value := getattr(body, name)) is not None:
+            variables.setdefault(name, value)
+    text = tokenizer.chat_template.render(
+        body.messages,
+        tools=body.offered_tools,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        **variables,
+    )
     params = sampling_params(
         body,
         max_tokens=body.max_tokens
@@ -75,8 +78,16 @@ def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
         else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
     return EngineInput(ids, params, body.priority or 0, body.rid, text)
+
+
+def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
+    """`chat_template_kwargs`, without what has a field of its own. Raises InvalidParameterError."""
+    for name in ("messages", "tools", "add_generation_prompt"):
+        if name in (given or {}):
+            raise InvalidParameterError("chat_template_kwargs", f"{name} has a field of its own")
+    return dict(given or {})
 
 
 def reasoning_splitter(body: ChatBody, prompt: EngineInput) -> ReasoningSplitter | None:
@@ -136,7 +147,10 @@ def completion_inputs(body: CompletionBody, tokenizer: Tokenizer) -> list[Engine
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     prompts = body.prompts()
-    encoded = iter(tokenizer.encode_batch([text for text in prompts if isinstance(text, str)]))
+    texts = [text for text in prompts if isinstance(text, str)]
+    encoded = iter(
+        tokenizer.encode_batch(texts, add_special_tokens=body.add_special_tokens is not False)
+    )
     return [
         EngineInput(next(encoded), params, body.priority or 0, _name(body.rid, index), prompt)
         if isinstance(prompt, str)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpcserve.errors import InvalidParameterError, RequestError
 from hpcserve.sampling_params import SamplingParams
@@ -15,10 +15,13 @@ UNSUPPORTED = frozenset(
     {
         "allowed_token_ids",
         "audio",
+        "audio_data",
         "bad_words",
+        "chat_template",
         "custom_logit_processor",
         "custom_params",
         "ebnf",
+        "echo",
         "function_call",
         "functions",
         "grammar",
@@ -29,20 +32,30 @@ UNSUPPORTED = frozenset(
         "image_data",
         "input_embeds",
         "json_schema",
+        "logits_processors",
         "lora_path",
         "prompt_embeds",
+        "prompt_logprobs",
         "regex",
+        "return_hidden_states",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
         "session_params",
         "stop_regex",
         "structural_tag",
         "structured_outputs",
         "suffix",
+        "token_ids_logprob",
+        "truncate_prompt_tokens",
         "use_beam_search",
+        "video_data",
         "web_search_options",
     }
 )
 
 Body = TypeVar("Body", bound=BaseModel)
+#: What fits into the message to the core.
+Priority = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
 class SamplingBody(BaseModel):
@@ -74,7 +87,7 @@ class SamplingBody(BaseModel):
     seed: int | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     rid: str | None = None
 
     @property
@@ -103,6 +116,13 @@ def refuse_unsupported(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if name in UNSUPPORTED and value not in (None, False, "", [], {}):
             raise InvalidParameterError(name, "this server does not support it; leave it out")
+
+
+def refuse_grammar(response_format: Mapping[str, Any] | None) -> None:
+    """Raise for a `response_format` that would need one."""
+    kind = (response_format or {}).get("type", "text")
+    if kind != "text":
+        raise InvalidParameterError("response_format", f"{kind!r} is not supported, only 'text'")
 
 
 def sampling_params(body: SamplingBody, **more: Any) -> SamplingParams:

@@ -7,12 +7,13 @@ from typing import Any
 from pydantic import Field
 
 from hpcserve.errors import InvalidParameterError
-from hpcserve.protocol.body import SamplingBody
+from hpcserve.protocol.body import SamplingBody, refuse_grammar
 
 
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions.
 
+    add_special_tokens: put the tokenizer's own around the template's text; templates have theirs.
     separate_reasoning: put what stands in <think>...</think> into `reasoning_content`.
     chat_template_kwargs: more variables for the chat template, such as {"enable_thinking": false}.
     """
@@ -26,7 +27,10 @@ class ChatBody(SamplingBody):
     response_format: dict[str, Any] | None = None
     modalities: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    separate_reasoning: bool = False
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    add_special_tokens: bool | None = None
+    separate_reasoning: bool | None = None
     reasoning_effort: str | None = None
     continue_final_message: bool | None = None
 
@@ -35,11 +39,7 @@ class ChatBody(SamplingBody):
         for message in self.messages:
             if not isinstance(message.get("role"), str):
                 raise InvalidParameterError("messages", "every message needs a role")
-        kind = (self.response_format or {}).get("type", "text")
-        if kind != "text":
-            raise InvalidParameterError(
-                "response_format", f"{kind!r} is not supported, only 'text'"
-            )
+        refuse_grammar(self.response_format)
         if self.tool_choice not in (None, "auto", "none"):
             raise InvalidParameterError(
                 "tool_choice", f"{self.tool_choice!r} is not supported, only 'auto' and 'none'"
@@ -64,8 +64,11 @@ class CompletionBody(SamplingBody):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
+    add_special_tokens: bool | None = None
+    response_format: dict[str, Any] | None = None
 
     def check(self) -> None:
+        refuse_grammar(self.response_format)
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise InvalidParameterError("best_of", "only the same number as n is supported")
         if self.prompt == []:

@@ -66,6 +66,13 @@ def test_tokenize(serve):
         chat = {"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": False}
         assert (await served.post("/tokenize", chat))["tokens"][0] == 256
         await served.post("/tokenize", {}, expect=400)
+        for name in ("messages", "tools", "add_generation_prompt"):
+            found = await served.post(
+                "/tokenize", {**chat, "chat_template_kwargs": {name: 1}}, expect=400
+            )
+            assert name in found["error"]["message"]
+        chat["chat_template_kwargs"] = {"self": 1}
+        await served.post("/tokenize", chat)
         assert (await served.post("/detokenize", {"tokens": [104, 105]}))["text"] == "hi"
         assert (await served.post("/detokenize", {"tokens": [[104], [105]]}))["text"] == ["h", "i"]
         await served.post("/detokenize", {"tokens": [-1]}, expect=400)

@@ -162,6 +162,22 @@ def test_reasoning(serve):
     serve(scenario, answer=say("<think>\nhmm\n</think>\n\nParis"))
 
 
+def test_what_stands_around_the_prompt(serve):
+    async def scenario(served):
+        body = {"messages": USER, "max_tokens": 1}
+        prompts = {}
+        for more in ({}, {"add_generation_prompt": False}, {"add_generation_prompt": None}):
+            await served.post("/v1/chat/completions", {**body, **more})
+            ids = [int(number) for number in served.core.seen[-1].prompt_token_ids]
+            prompts[str(more)] = bytes(number for number in ids if number < 256)
+        with_it, without, null = prompts.values()
+        assert with_it == null == without + b"assistant\n"
+        kwargs = {"chat_template_kwargs": {"self": 1}}
+        await served.post("/v1/chat/completions", {**body, **kwargs})
+
+    serve(scenario)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [
@@ -172,6 +188,9 @@ def test_reasoning(serve):
         ({"messages": USER, "temperature": -1}, 400, "temperature"),
         ({"messages": USER, "n": 999}, 400, "n: 999"),
         ({"messages": USER, "response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"messages": USER, "top_k": 2**70}, 400, "top_k"),
+        ({"messages": USER, "min_tokens": 2**70}, 400, "min_tokens"),
+        ({"messages": USER, "priority": 2**70}, 400, "priority"),
     ],
 )
 def test_errors_have_openais_form(serve, body, status, text):
