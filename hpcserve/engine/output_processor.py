@@ -152,6 +152,7 @@ class OpenRequest:
         self.notify: Callable[[], None] = _ignore
         self._notified = False
         self._exhausted = False
+        self._has_prompt_logprobs = False
 
     @property
     def finished(self) -> bool:
@@ -184,6 +185,15 @@ class OpenRequest:
             self.first_token_s,
             self.finished_s,
         )
+
+    def add_prompt_logprobs(self, entries: list[TokenLogprobs]) -> None:
+        """Every answer brings the same: those that come first count."""
+        if not self._has_prompt_logprobs:
+            self._has_prompt_logprobs = True
+            ids = self.prompt_token_ids[1:]
+            self.prompt_logprobs = [
+                _logprob(int(token_id), entry) for token_id, entry in zip(ids, entries, strict=True)
+            ]
 
     def tell(self) -> None:
         if not self._notified:
@@ -304,7 +314,7 @@ class OutputProcessor:
                 answer.logprobs.append(_logprob(token_id, entry))
 
     def _add_prompt_facts(self, message: EngineCoreOutputs) -> None:
-        """What is known once per request; every answer brings the same, the first one counts."""
+        """What is known once per request."""
         for request_id, num_cached_tokens in message.num_cached_tokens or ():
             answer = self._answers.get(request_id)
             if answer is not None and answer.index == 0:
@@ -315,12 +325,8 @@ class OutputProcessor:
                 answer.request.num_cached_tokens = finished.num_cached_tokens
         for request_id, entries in message.prompt_logprobs or ():
             answer = self._answers.get(request_id)
-            if answer is not None and answer.index == 0:
-                ids = answer.request.prompt_token_ids[1:]
-                answer.request.prompt_logprobs = [
-                    _logprob(int(token_id), entry)
-                    for token_id, entry in zip(ids, entries, strict=True)
-                ]
+            if answer is not None:
+                answer.request.add_prompt_logprobs(entries)
 
 
 def _logprob(token_id: int, entry: TokenLogprobs) -> TokenLogprob:
