@@ -41,6 +41,7 @@ def test_health(serve):
     async def scenario(served):
         for path in ("/health", "/ping", "/health_generate"):
             assert (await served.http.get(path)).status_code == 200
+        assert (await served.http.head("/health")).status_code == 200  # as some balancers ask
         assert len(served.core.seen) == 1
         await served.client.drain(1)
         for path in ("/health", "/health_generate"):
@@ -104,8 +105,9 @@ def test_api_key(serve):
             found = await served.http.get("/v1/models", headers=raw)
             assert found.status_code == 401
             assert found.json()["error"]["code"] == "invalid_api_key"
-        right = {"Authorization": "Bearer schlüssel".encode()}
-        assert (await served.http.get("/v1/models", headers=right)).status_code == 200
+        for scheme in ("Bearer", "bearer"):  # its case does not matter (RFC 9110, 11.1)
+            right = {"Authorization": f"{scheme} schlüssel".encode()}
+            assert (await served.http.get("/v1/models", headers=right)).status_code == 200
         assert (await served.http.get("/health")).status_code == 200
 
     serve(scenario, server={"api_key": "schlüssel"})
