@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from hpcserve.config.declared import Declared, declared_in, parse
 from hpcserve.config.engine import EngineConfig
-from hpcserve.config.load import Declared, Setting, build_engine, declared_in, parse, resolve
+from hpcserve.config.load import Setting, build_engine, resolve
 from hpcserve.errors import ConfigError
 from hpcserve.log import get_logger
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hpcserve.config.option import option
+from hpcserve.errors import ConfigError
 
 DEVICES = ("auto", "cuda", "cpu")
 
@@ -48,3 +49,9 @@ class BackendConfig:
         "--cpu-threads",
         help="torch threads on a CPU; default: all cores but one, at least one",
     )
+
+    def __post_init__(self) -> None:
+        for name in ("cuda_graph_max_bs", "cpu_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")

@@ -72,6 +72,7 @@ def test_help_shows_sections_defaults_and_choices() -> None:
         (["serve", "--port", "x"], "expected a whole number, not 'x'"),
         (["serve", "--page-size", "3"], "'3' is not one of 1, 16, 64"),
         (["serve", "--tp", "0"], "tp_size is 0"),
+        (["serve", "--port", "70000"], "port is 70000"),
         (["serve", "--config", "/none.yaml"], "/none.yaml"),
         (["serve", "a", "--model", "b"], "the model is given twice"),
         (["batch"], "no INPUT"),
@@ -109,6 +110,15 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPCSERVE_LOG_LEVEL", "DEBUG")
     result = CliRunner().invoke(main, ["serve"])
     assert "Traceback" in result.stderr
+
+
+def test_debug_does_not_show_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPCSERVE_LOG_LEVEL", "DEBUG")
+    monkeypatch.setenv("HPCSERVE_API_KEY", "secret")
+    result = CliRunner().invoke(main, ["serve", "--tp", "0"])
+    assert "option api_key = ... (environment variable HPCSERVE_API_KEY)" in result.stderr
+    assert "option tp_size = 0 (command line)" in result.stderr
+    assert "secret" not in result.stderr
 
 
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import hpcserve
 from hpcserve.cli.main import main
-from hpcserve.config.load import declared_in
+from hpcserve.config.declared import declared_in
 from hpcserve.errors import SlurmError
 from hpcserve.launcher import slurm_query
 from hpcserve.launcher.base import JobState

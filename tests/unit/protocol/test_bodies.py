@@ -84,7 +84,7 @@ def test_errors_name_the_field(field, value, param):
 
 def test_a_grammar_is_refused_for_completions_too():
     body = {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {}}}
-    with pytest.raises(InvalidParameterError, match="^response_format: "):
+    with pytest.raises(InvalidParameterError, match=r"^response_format: "):
         parse_body(CompletionBody, body).check()
     parse_body(CompletionBody, {**body, "response_format": {"type": "text"}}).check()
     parse_body(CompletionBody, {"prompt": "a", "echo": True}).check()

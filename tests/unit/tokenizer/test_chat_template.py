@@ -120,7 +120,7 @@ def test_where_templates_are_found(tmp_path):
 def test_variables_may_have_any_name():
     assert render("{{ self_ }}{{ context }}", self_=1, context=2) == "12"
     template = ChatTemplate({"default": CHATML}, {})
-    assert template.render(USER, **{"self": 1, "messages": 2}) == render(CHATML)
+    assert template.render(USER, self=1, messages=2) == render(CHATML)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_variables_may_have_any_name():
     ],
 )
 def test_messages_of_another_shape_are_refused(message):
-    with pytest.raises(InvalidParameterError, match="^messages: "):
+    with pytest.raises(InvalidParameterError, match=r"^messages: "):
         render(CHATML, [message])
 
 
