@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +59,13 @@ class ResponseHead:
 # ---------------------------------------------------------------- chat
 
 
-def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
-    """Raises InvalidParameterError."""
+def chat_input(
+    body: ChatBody, tokenizer: Tokenizer, context_length: int | None = None
+) -> EngineInput:
+    """context_length: to refuse at once what is far too long.
+
+    Raises InvalidParameterError, ContextLengthError.
+    """
     body.check()
     variables = template_variables(body.chat_template_kwargs)
     for name in ("reasoning_effort", "documents"):
@@ -78,6 +84,8 @@ def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
         else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    if context_length is not None:
+        tokenizer.check_length(text, context_length)
     ids = tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
     return EngineInput(ids, params, body.priority or 0, body.rid, text)
 
@@ -135,8 +143,10 @@ def _chat_message(body: ChatBody, prompt: EngineInput, text: str) -> tuple[ChatM
 # ---------------------------------------------------------------- completions
 
 
-def completion_inputs(body: CompletionBody, tokenizer: Tokenizer) -> list[EngineInput]:
-    """One per prompt. Raises InvalidParameterError."""
+def completion_inputs(
+    body: CompletionBody, tokenizer: Tokenizer, context_length: int | None = None
+) -> list[EngineInput]:
+    """One per prompt; context_length and errors as for `chat_input`."""
     body.check()
     asked = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     params = sampling_params(
@@ -147,16 +157,29 @@ def completion_inputs(body: CompletionBody, tokenizer: Tokenizer) -> list[Engine
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     prompts = body.prompts()
-    texts = [text for text in prompts if isinstance(text, str)]
-    encoded = iter(
-        tokenizer.encode_batch(texts, add_special_tokens=body.add_special_tokens is not False)
-    )
+    special = body.add_special_tokens is not False
+    encoded = _encoded(prompts, tokenizer, context_length, add_special_tokens=special)
     return [
         EngineInput(next(encoded), params, body.priority or 0, _name(body.rid, index), prompt)
         if isinstance(prompt, str)
         else EngineInput(prompt, params, body.priority or 0, _name(body.rid, index))
         for index, prompt in enumerate(prompts)
     ]
+
+
+def _encoded(
+    prompts: list[str | list[int]],
+    tokenizer: Tokenizer,
+    context_length: int | None,
+    *,
+    add_special_tokens: bool = True,
+) -> Iterator[list[int]]:
+    """Token ids of those prompts that are texts, in order."""
+    texts = [text for text in prompts if isinstance(text, str)]
+    if context_length is not None:
+        for text in texts:
+            tokenizer.check_length(text, context_length)
+    return iter(tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens))
 
 
 def echoed_text(body: CompletionBody, prompt: EngineInput, tokenizer: Tokenizer) -> str:
@@ -221,13 +244,15 @@ def _name(rid: str | None, index: int) -> str | None:
 # ---------------------------------------------------------------- native
 
 
-def generate_inputs(body: GenerateBody, tokenizer: Tokenizer) -> list[EngineInput]:
-    """One per prompt. Raises InvalidParameterError."""
+def generate_inputs(
+    body: GenerateBody, tokenizer: Tokenizer, context_length: int | None = None
+) -> list[EngineInput]:
+    """One per prompt; context_length and errors as for `chat_input`."""
     prompts = body.prompts()
     params = body.params_of_each(len(prompts))
     given = body.rid if isinstance(body.rid, list) else None
     names = body.of_each("rid", len(prompts)) if given or body.is_single else [None] * len(prompts)
-    encoded = iter(tokenizer.encode_batch([text for text in prompts if isinstance(text, str)]))
+    encoded = _encoded(prompts, tokenizer, context_length)
     return [
         EngineInput(
             next(encoded) if isinstance(prompt, str) else prompt,

@@ -31,7 +31,7 @@ async def create_completion(request: Request) -> Response:
     data = await request.body()
     body = parse_body(CompletionBody, data)
     context.check_model(body.model)
-    prompts = await context.tokenize(len(data), lambda: completion_inputs(body, context.tokenizer))
+    prompts = await context.tokenize(len(data), lambda: completion_inputs(body, *context.limits))
     head = ResponseHead.new("cmpl", context.model_name)
     if body.stream:
         streams = await stream_all(request, context, prompts)

@@ -42,6 +42,11 @@ class ServerContext:
     def tokenizer(self) -> Tokenizer:
         return self.client.tokenizer
 
+    @property
+    def limits(self) -> tuple[Tokenizer, int]:
+        """What prompts are read with: the tokenizer, and the most tokens that can run."""
+        return self.tokenizer, self.client.ready.context_length
+
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFoundError for a model that is not served here."""
         known = {self.model_name, self.model_path, Path(self.model_path).name, _ANY_MODEL}

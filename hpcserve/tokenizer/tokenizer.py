@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcserve.errors import InvalidParameterError, ModelNotFoundError
+from hpcserve.errors import ContextLengthError, InvalidParameterError, ModelNotFoundError
 from hpcserve.tokenizer.backend import FastBackend, TokenizerBackend, TransformersBackend
 from hpcserve.tokenizer.byte_level import TokenBytes, TokenTexts
 from hpcserve.tokenizer.chat_template import ChatTemplate, find_templates
@@ -14,6 +14,9 @@ from hpcserve.tokenizer.detokenizer import ByteLevelDetokenizer, Detokenizer, Wi
 from hpcserve.tokenizer.files import CONFIG_FILE, TOKENIZER_FILE, read_json, special_tokens
 
 _NOTHING: frozenset[int] = frozenset()
+#: Prose and code have about half as many.
+_CHARACTERS_PER_TOKEN = 8
+_CUT_MARGIN, _CUT_TOKENS = 1.02, 64
 
 
 class Tokenizer:
@@ -74,6 +77,19 @@ class Tokenizer:
             return self.backend.encode_batch(texts, add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise _no_text(texts, error) from error
+
+    def check_length(self, text: str, context_length: int) -> None:
+        """Raise ContextLengthError for a text that is far too long, without tokenising it all.
+
+        A file of some megabytes, sent by mistake, would keep a core busy for a minute.
+        """
+        head = text[: _CHARACTERS_PER_TOKEN * context_length]
+        if len(head) == len(text):
+            return
+        count = len(self.encode(head, add_special_tokens=False))
+        # Where the text is cut, a few tokens may be others than in the whole.
+        if count > context_length * _CUT_MARGIN + _CUT_TOKENS:
+            raise ContextLengthError(count, None, context_length, at_least=True)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.backend.decode(token_ids, skip_special_tokens)

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -160,6 +161,23 @@ def test_reasoning(serve):
         assert prompt.endswith(b"</think>\n\n")
 
     serve(scenario, answer=say("<think>\nhmm\n</think>\n\nParis"))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 50_000}]}),
+        ("/v1/completions", {"prompt": ["a", "x" * 50_000]}),
+        ("/generate", {"text": "x" * 50_000}),
+    ],
+)
+def test_a_prompt_far_too_long_is_refused_at_once(serve, path, body):
+    async def scenario(served):
+        found = await served.post(path, body, expect=400)
+        assert found["error"]["code"] == "context_length_exceeded"
+        assert re.search(r"at least 327\d\d tokens", found["error"]["message"])  # 8 x 4,096
+
+    serve(scenario)
 
 
 def test_what_stands_around_the_prompt(serve):

@@ -1,4 +1,5 @@
 import json
+import pickle
 import subprocess
 import sys
 
@@ -6,7 +7,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from hpcserve.errors import InvalidParameterError, ModelNotFoundError, TokenizerError
+from hpcserve.errors import (
+    ContextLengthError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    TokenizerError,
+)
 from hpcserve.tokenizer.tokenizer import Tokenizer as OurTokenizer
 
 
@@ -43,6 +49,23 @@ def test_half_a_surrogate_pair_is_a_wrong_prompt(folder):
         with pytest.raises(InvalidParameterError, match=r"U\+D800.* at character 2") as caught:
             encode("ab\ud800")
         assert caught.value.param == "prompt"
+
+
+def test_a_text_far_too_long_is_not_tokenised_to_its_end(folder, monkeypatch):
+    tokenizer = OurTokenizer.load(folder)  # a token for each byte
+    sizes = []
+    encode = tokenizer.backend.encode
+    monkeypatch.setattr(
+        tokenizer.backend,
+        "encode",
+        lambda text, special: sizes.append(len(text)) or encode(text, special),
+    )
+    with pytest.raises(ContextLengthError, match=r"at least 8000 tokens.*1000") as caught:
+        tokenizer.check_length("x" * 10**6, 1000)
+    assert sizes == [8000]
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    tokenizer.check_length("x" * 8000, 1000)  # counted by whoever tokenises it
+    assert sizes == [8000]
 
 
 def test_special_tokens(folder):
