@@ -40,8 +40,15 @@ class Declared:
         return next((t for t in typing.get_args(self.type) if t is not type(None)), self.type)
 
     @property
-    def variable(self) -> str:
-        return ENVIRONMENT_PREFIX + self.name.upper()
+    def variables(self) -> dict[str, bool]:
+        """Environment variables that set it: all of its long names; True where one means the
+        opposite."""
+        on = {_variable(keyword): False for keyword in self.keywords if len(keyword) > 2}
+        return on | {_variable(keyword): True for keyword in self.off_keywords}
+
+
+def _variable(keyword: str) -> str:
+    return ENVIRONMENT_PREFIX + keyword.upper()
 
 
 def declared_in(configs: Sequence[type[Any]]) -> Iterator[Declared]:

@@ -48,7 +48,7 @@ class JobConfig:
         None, "--engine-command", help="start this instead of `hpcserve serve`", metavar="COMMAND"
     )
 
-    template: str | None = option(
+    sbatch_template: str | None = option(
         None, "--sbatch-template", help="batch script template instead of the one in sbatch/"
     )
 

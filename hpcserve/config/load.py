@@ -46,6 +46,7 @@ def resolve(
     """Field name -> Setting, for every option of `configs`.
 
     given: what the command line set, by field name.
+    environ: HPCSERVE_<NAME> for any long name of an option; an empty one counts as not set.
     file: a YAML mapping of options, by any of their names in either dialect, with - or _.
     Raises ConfigError for an unknown key, a value of the wrong type, or an unreadable file.
     """
@@ -56,10 +57,8 @@ def resolve(
     for declared in options:
         if declared.name in given:
             settings[declared.name] = Setting(given[declared.name], "command line")
-        elif environ.get(declared.variable):
-            origin = f"environment variable {declared.variable}"
-            value = convert(declared, environ[declared.variable], origin)
-            settings[declared.name] = Setting(value, origin)
+        elif (found := _from_environment(declared, environ)) is not None:
+            settings[declared.name] = found
         elif declared.name in from_file:
             settings[declared.name] = from_file[declared.name]
         else:
@@ -81,6 +80,20 @@ def build(config: type[T], settings: Mapping[str, Setting]) -> T:
 def build_engine(settings: Mapping[str, Setting]) -> EngineConfig:
     """The EngineConfig with these settings."""
     return EngineConfig(**{part: build(config, settings) for part, config in PARTS.items()})
+
+
+def _from_environment(declared: Declared, environ: Mapping[str, str]) -> Setting | None:
+    found: Setting | None = None
+    for variable, is_opposite in declared.variables.items():
+        if not environ.get(variable):
+            continue
+        origin = f"environment variable {variable}"
+        value = convert(declared, environ[variable], origin)
+        one = Setting(not value if is_opposite else value, origin)
+        if found is not None and found.value != one.value:
+            raise ConfigError(f"{declared.name}: {found.origin} and {one.origin} differ")
+        found = found or one
+    return found
 
 
 def _read_file(path: Path, options: Sequence[Declared]) -> dict[str, Setting]:

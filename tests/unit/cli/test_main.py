@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from hpcserve import __version__
+from hpcserve import __version__, envs
 from hpcserve.cli import main as main_module
 from hpcserve.cli.main import main
 from hpcserve.errors import ModelNotFoundError
@@ -50,6 +50,12 @@ def test_help(args: list[str]) -> None:
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 0
     assert "Usage:" in result.output
+
+
+def test_help_names_the_environment() -> None:
+    text = CliRunner().invoke(main, ["--help"]).output
+    for variable in envs.all_variables():
+        assert variable.name in text
 
 
 def test_help_shows_sections_defaults_and_choices() -> None:

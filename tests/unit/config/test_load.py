@@ -79,6 +79,29 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
         resolve(ALL, given={}, file=_file(tmp_path, text), environ={})
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "name", "expected"),
+    [
+        ("HPCSERVE_MAX_MODEL_LEN", "77", "context_length", 77),
+        ("HPCSERVE_TENSOR_PARALLEL_SIZE", "4", "tp_size", 4),
+        ("HPCSERVE_DISABLE_RADIX_CACHE", "true", "enable_radix_cache", False),
+        ("HPCSERVE_DISABLE_RADIX_CACHE", "0", "enable_radix_cache", True),
+    ],
+)
+def test_a_variable_may_use_either_dialect(
+    variable: str, value: str, name: str, expected: object
+) -> None:
+    settings = resolve(ALL, given={}, environ={variable: value})
+    assert settings[name] == Setting(expected, f"environment variable {variable}")
+
+
+def test_two_variables_for_one_option_must_agree() -> None:
+    environ = {"HPCSERVE_TP_SIZE": "4", "HPCSERVE_TENSOR_PARALLEL_SIZE": "4"}
+    assert resolve(ALL, given={}, environ=environ)["tp_size"].value == 4
+    with pytest.raises(ConfigError, match=r"tp_size: .*HPCSERVE_TP_SIZE .*differ"):
+        resolve(ALL, given={}, environ={**environ, "HPCSERVE_TP_SIZE": "2"})
+
+
 def test_a_wrong_variable_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"HPCSERVE_PORT.*whole number"):
         resolve(ALL, given={}, environ={"HPCSERVE_PORT": "http"})
@@ -128,7 +151,7 @@ def test_a_server_that_cannot_be_is_refused(options: dict[str, float]) -> None:
 def test_no_two_configs_share_an_option() -> None:
     """Names and flags are one space: HPCSERVE_<NAME>, YAML keys, the command line."""
     seen: dict[str, str] = {}
-    for declared in declared_in(ALL):
+    for declared in declared_in(EVERYTHING):
         for name in {*declared.keywords, *declared.off_keywords}:
             assert name not in seen, f"{name}: {declared.name} and {seen[name]}"
             seen[name] = declared.name
