@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hpcserve.engine.constraints import Constraints
 from hpcserve.engine.logit_bias import LogitBias
 from hpcserve.engine.penalties import PenaltyState
 from hpcserve.engine.staging import to_device
@@ -43,6 +44,7 @@ class Sampler:
         max_slots: int,
         vocab_size: int,
         eos_token_ids: Iterable[int],
+        constraints: Constraints,
         device: torch.device,
     ) -> None:
         self.device = device
@@ -50,6 +52,7 @@ class Sampler:
         self.ints = torch.zeros(max_slots, 2, dtype=torch.int64, device=device)
         self.penalties = PenaltyState(vocab_size, device)
         self.bias = LogitBias(eos_token_ids, device)
+        self.constraints = constraints
         self._is_greedy = np.zeros(max_slots, dtype=np.bool_)
         self._num_logprobs: dict[int, int] = {}
 
@@ -79,6 +82,8 @@ class Sampler:
         nothing else is asked about them."""
         if self.penalties or self.bias or self._num_logprobs:
             return False
+        if self.constraints and self.constraints.holds(host_slots.tolist()):
+            return False
         return bool(self._is_greedy[host_slots].all())
 
     def sample(
@@ -100,10 +105,12 @@ class Sampler:
         if asked:
             raw = logits if len(asked) == len(slot_list) else logits[self._index(asked)]
             # Taken before anything changes them in place.
-            raw = raw.clone() if self.penalties or self.bias else raw
+            raw = raw.clone() if self.penalties or self.bias or self.constraints else raw
         penalised = self.penalties.apply(logits, slot_list) if self.penalties else None
         if self.bias:
             self.bias.apply(logits, slot_list, host_positions.tolist())
+        if self.constraints:
+            self.constraints.apply(logits, slot_list)
         if self._is_greedy[host_slots].all():
             tokens = argmax(logits)
         else:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from hpcserve.errors import InvalidParameterError
 from hpcserve.outputs import CompletionOutput, RequestOutput, TokenLogprob
 from hpcserve.protocol.body import sampling_params
 from hpcserve.protocol.generate import GenerateBody
+from hpcserve.protocol.grammars import after_thinking
 from hpcserve.protocol.logprobs import chat_logprobs, completion_logprobs, native_logprobs
 from hpcserve.protocol.markers import THINK, ReasoningSplitter, ToolCallSplitter
 from hpcserve.protocol.openai import ChatBody, CompletionBody
@@ -77,6 +80,7 @@ def chat_input(
         add_generation_prompt=body.add_generation_prompt is not False,
         **variables,
     )
+    forced = body.forced_call
     params = sampling_params(
         body,
         max_tokens=body.max_tokens
@@ -84,6 +88,15 @@ def chat_input(
         else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    if forced is not None:
+        if params.grammar is not None:
+            raise InvalidParameterError("tool_choice", "it forces a call: no other format can hold")
+        params = msgspec.structs.replace(params, grammar=forced)
+    if params.grammar is not None:
+        inside = text.rstrip().endswith(THINK)
+        if inside or body.separate_reasoning:
+            found = after_thinking(params.grammar, inside=inside)
+            params = msgspec.structs.replace(params, grammar=found)
     if context_length is not None:
         tokenizer.check_length(text, context_length)
     ids = tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))

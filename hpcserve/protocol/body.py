@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpcserve.errors import InvalidParameterError, RequestError
+from hpcserve.protocol.grammars import GrammarFields, asked_grammar
 from hpcserve.sampling_params import SamplingParams
 
 #: Fields that other servers know and that would change the answer: better refused than ignored.
@@ -20,30 +21,21 @@ UNSUPPORTED = frozenset(
         "chat_template",
         "custom_logit_processor",
         "custom_params",
-        "ebnf",
         "echo",
         "function_call",
         "functions",
         "grammar",
-        "guided_choice",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
         "image_data",
         "input_embeds",
-        "json_schema",
         "logits_processors",
         "lora_path",
         "prompt_embeds",
         "prompt_logprobs",
-        "regex",
         "return_hidden_states",
         "return_token_ids",
         "return_tokens_as_token_ids",
         "session_params",
         "stop_regex",
-        "structural_tag",
-        "structured_outputs",
         "suffix",
         "token_ids_logprob",
         "truncate_prompt_tokens",
@@ -58,7 +50,7 @@ Body = TypeVar("Body", bound=BaseModel)
 Priority = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
-class SamplingBody(BaseModel):
+class SamplingBody(GrammarFields):
     """The sampling fields of OpenAI's bodies, with what vLLM and SGLang add to them.
 
     Fields that nobody here knows are tolerated, since clients send all kinds of labels.
@@ -85,6 +77,7 @@ class SamplingBody(BaseModel):
     no_stop_trim: bool | None = None
     n: int | None = None
     seed: int | None = None
+    response_format: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     priority: Priority | None = None
@@ -118,13 +111,6 @@ def refuse_unsupported(fields: Mapping[str, Any]) -> None:
             raise InvalidParameterError(name, "this server does not support it; leave it out")
 
 
-def refuse_grammar(response_format: Mapping[str, Any] | None) -> None:
-    """Raise for a `response_format` that would need one."""
-    kind = (response_format or {}).get("type", "text")
-    if kind != "text":
-        raise InvalidParameterError("response_format", f"{kind!r} is not supported, only 'text'")
-
-
 def sampling_params(body: SamplingBody, **more: Any) -> SamplingParams:
     """The body's sampling fields, with `more` of them; what is not set keeps its default."""
     given: dict[str, Any] = {
@@ -145,6 +131,7 @@ def sampling_params(body: SamplingBody, **more: Any) -> SamplingParams:
             "seed",
         )
     }
+    given["grammar"] = asked_grammar(body, body.response_format)
     given["stop"] = as_tuple(body.stop)
     given["stop_token_ids"] = tuple(body.stop_token_ids or ())
     given["logit_bias"] = token_biases(body.logit_bias)

@@ -205,7 +205,7 @@ def test_what_stands_around_the_prompt(serve):
         ({"messages": USER, "max_tokens": 5000}, 400, "5000"),
         ({"messages": USER, "temperature": -1}, 400, "temperature"),
         ({"messages": USER, "n": 999}, 400, "n: 999"),
-        ({"messages": USER, "response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"messages": USER, "response_format": {"type": "yaml"}}, 400, "response_format"),
         ({"messages": USER, "top_k": 2**70}, 400, "top_k"),
         ({"messages": USER, "min_tokens": 2**70}, 400, "min_tokens"),
         ({"messages": USER, "priority": 2**70}, 400, "priority"),
