@@ -73,7 +73,7 @@ def render_script(request: JobRequest, *, launcher: str = "slurm") -> str:
         "node": _node_words(request, in_container=runtime.name != "none"),
         "supervisor": _supervisor_words(request),
     }
-    custom = Path(request.job.template) if request.job.template else None
+    custom = Path(request.job.sbatch_template) if request.job.sbatch_template else None
     return render(f"{request.kind}.sbatch.j2", values, custom)
 
 

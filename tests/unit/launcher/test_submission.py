@@ -19,7 +19,7 @@ import hpcserve
 from hpcserve.cli import batch as cli_batch
 from hpcserve.cli._jobs import layered_settings
 from hpcserve.cli.main import main
-from hpcserve.config.load import declared_in
+from hpcserve.config.declared import declared_in
 from hpcserve.errors import SlurmError
 from hpcserve.launcher import slurm_query
 from hpcserve.launcher.base import JobState
