@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hpcserve.config.option import option
+from hpcserve.errors import ConfigError
 
 DEVICES = ("auto", "cuda", "cpu")
 GRAMMAR_BACKENDS = ("xgrammar", "none")
@@ -55,3 +56,12 @@ class BackendConfig:
         "--cpu-threads",
         help="torch threads on a CPU; default: all cores but one, at least one",
     )
+
+    def __post_init__(self) -> None:
+        if self.cuda_graph_max_bs is not None and self.cuda_graph_max_bs < 1:
+            raise ConfigError(
+                f"cuda_graph_max_bs is {self.cuda_graph_max_bs}; it must be at least 1 "
+                "(--disable-cuda-graph for none)"
+            )
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise ConfigError(f"cpu_threads is {self.cpu_threads}; it must be at least 1")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -29,6 +31,8 @@ from hpcserve.sampling_params import SamplingParams
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
+#: A model that says nothing of how it is sampled.
+NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,10 @@ class ResponseHead:
 # ---------------------------------------------------------------- chat
 
 
-def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
-    """Raises InvalidParameterError."""
+def chat_input(
+    body: ChatBody, tokenizer: Tokenizer, defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> EngineInput:
+    """defaults: sampling fields of the model's own.  Raises InvalidParameterError."""
     body.check()
     variables: dict[str, Any] = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
@@ -74,6 +80,7 @@ def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
     forced = body.forced_call
     params = sampling_params(
         body,
+        defaults,
         max_tokens=body.max_tokens
         if body.max_completion_tokens is None
         else body.max_completion_tokens,
@@ -137,12 +144,18 @@ def _chat_message(body: ChatBody, prompt: EngineInput, text: str) -> tuple[ChatM
 # ---------------------------------------------------------------- completions
 
 
-def completion_inputs(body: CompletionBody, tokenizer: Tokenizer) -> list[EngineInput]:
-    """One per prompt. Raises InvalidParameterError."""
+def completion_inputs(
+    body: CompletionBody, tokenizer: Tokenizer, defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> list[EngineInput]:
+    """One per prompt.  defaults: sampling fields of the model's own.
+
+    Raises InvalidParameterError.
+    """
     body.check()
     asked = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     params = sampling_params(
         body,
+        defaults,
         # With echo, 0 asks for the prompt alone; the engine always makes one token.
         max_tokens=1 if asks_only_prompt(body) else asked,
         logprobs=body.logprobs,
