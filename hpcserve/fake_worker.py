@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcserve.engine.executor import Executor, StepHandle
+from hpcserve.grammar import Grammar
 from hpcserve.ipc.messages import (
+    GrammarCompiled,
     Int32Array,
     LockstepOutput,
     ModelRunnerOutput,
@@ -108,6 +110,7 @@ class FakeExecutor(Executor):
         self._tokens = np.full((max_slots, context_length + 1), _UNKNOWN, np.int32)
         max_pages = -(-context_length // page_size)
         self._page_table = np.full((max_slots, max_pages), _UNKNOWN, np.int32)
+        self._compiled: list[GrammarCompiled] = []
         self._taken = np.zeros(max_slots, np.bool_)
         self.num_steps = 0
         self.num_computed_tokens = 0
@@ -134,6 +137,14 @@ class FakeExecutor(Executor):
         self.num_steps += 1
         self.num_computed_tokens += int(step.num_scheduled.sum())
         return _Done(ModelRunnerOutput(step_id=step.step_id, sampled_token_ids=sampled))
+
+    def compile_grammar(self, grammar: Grammar) -> None:
+        """Takes any and ignores it: its tokens are hashes."""
+        self._compiled.append(GrammarCompiled(grammar))
+
+    def compiled_grammars(self) -> list[GrammarCompiled]:
+        compiled, self._compiled = self._compiled, []
+        return compiled
 
     def shutdown(self) -> None:
         pass

@@ -212,6 +212,8 @@ class EngineClient:
         Raises RequestError where it cannot run, EngineError where there is no engine.
         """
         ids = self.check(prompt_token_ids, params)
+        if not -(2**63) <= priority < 2**63:
+            raise InvalidParameterError("priority", f"{priority} does not fit in 64 bits")
         name = f"request-{next(self._names)}" if name is None else name
         if name in self._streams:
             raise InvalidParameterError("rid", f"{name!r} is running already")

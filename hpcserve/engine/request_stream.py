@@ -8,7 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from hpcserve.engine.open_request import OpenRequest
-from hpcserve.errors import QueueFullError, RequestAbortedError, RequestError
+from hpcserve.errors import GrammarError, QueueFullError, RequestAbortedError, RequestError
 from hpcserve.ipc.messages import RequestFailed
 from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
@@ -83,6 +83,7 @@ def params_of_answer(params: SamplingParams, index: int) -> SamplingParams:
 
 
 _FAILURES: dict[str, type[RequestError]] = {
+    "invalid_grammar": GrammarError,
     "queue_full": QueueFullError,
     "request_aborted": RequestAbortedError,
 }

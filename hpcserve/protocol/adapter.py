@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from hpcserve.errors import InvalidParameterError
 from hpcserve.outputs import CompletionOutput, RequestOutput, TokenLogprob
 from hpcserve.protocol.body import sampling_params
 from hpcserve.protocol.generate import GenerateBody
+from hpcserve.protocol.grammars import after_thinking
 from hpcserve.protocol.logprobs import chat_logprobs, completion_logprobs, native_logprobs
 from hpcserve.protocol.markers import THINK, ReasoningSplitter, ToolCallSplitter
 from hpcserve.protocol.openai import ChatBody, CompletionBody
@@ -74,6 +77,7 @@ def chat_input(
         if name in variables:
             raise InvalidParameterError("chat_template_kwargs", f"{name} has a field of its own")
     text = tokenizer.chat_template.render(body.messages, tools=body.offered_tools, **variables)
+    forced = body.forced_call
     params = sampling_params(
         body,
         defaults,
@@ -82,6 +86,15 @@ def chat_input(
         else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    if forced is not None:
+        if params.grammar is not None:
+            raise InvalidParameterError("tool_choice", "it forces a call: no other format can hold")
+        params = msgspec.structs.replace(params, grammar=forced)
+    if params.grammar is not None:
+        inside = text.rstrip().endswith(THINK)
+        if inside or body.separate_reasoning:
+            found = after_thinking(params.grammar, inside=inside)
+            params = msgspec.structs.replace(params, grammar=found)
     ids = tokenizer.encode(text, add_special_tokens=False)
     return EngineInput(ids, params, body.priority or 0, body.rid, text)
 

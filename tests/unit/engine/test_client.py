@@ -148,6 +148,9 @@ def test_abort_by_name_gives_the_reason(tmp_path):
         ([1] * 60, {"max_tokens": 5}, ContextLengthError, r"65.*64"),
         ([1], {"temperature": -1}, InvalidParameterError, "temperature"),
         ([1], {"stop_token_ids": (999,)}, InvalidParameterError, "999"),
+        ([1], {"top_k": 2**63}, InvalidParameterError, "top_k"),
+        ([1], {"top_k": 2**32 + 5}, InvalidParameterError, "top_k"),
+        ([1], {"min_tokens": 2**64}, InvalidParameterError, "min_tokens"),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_is_sent(tmp_path, prompt, params, error, text):
@@ -418,3 +421,12 @@ def test_exit_reasons():
     assert "out of memory" in exit_reason(-signal.SIGKILL)
     assert "SIGSEGV" in exit_reason(-signal.SIGSEGV)
     assert "exit code 3" in exit_reason(3)
+
+
+def test_a_priority_that_cannot_be_sent_leaves_nothing_open(tmp_path):
+    async def scenario(client, core):
+        with pytest.raises(InvalidParameterError, match="priority"):
+            client.submit([65], GREEDY, priority=2**64)
+        assert client.num_open == 0
+
+    with_core(scenario, tmp_path)

@@ -360,6 +360,15 @@ def test_prompt_logprobs_compute_every_position() -> None:
     assert bench.finished[1][1] == 0
 
 
+def test_prompt_logprobs_make_no_step_of_decodes_eager() -> None:
+    """Once the prompt is through, such a request decodes like any other: its step is captured."""
+    bench = make_bench()
+    bench.add(0, list(range(5)), 4, prompt_logprobs=0)
+    prompt, *decodes = [bench.scheduler.schedule() for _ in range(4)]
+    assert (len(prompt.slots), prompt.num_decodes) == (1, 0)
+    assert [step.num_decodes for step in decodes] == [1, 1, 1]
+
+
 def test_flush_cache_frees_every_page() -> None:
     bench = make_bench()
     bench.add(0, list(range(30)), 5)
