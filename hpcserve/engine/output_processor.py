@@ -9,11 +9,7 @@ from __future__ import annotations
 import time
 
 from hpcserve.engine.answer import Answer
-<<<<<<< HEAD
 from hpcserve.engine.open_request import OpenRequest, token_logprob
-=======
-from hpcserve.engine.open_request import OpenRequest
->>>>>>> slurm
 from hpcserve.engine.pace import Pace
 from hpcserve.errors import HpcserveError
 from hpcserve.ipc.messages import EngineCoreOutputs, FinishedRequest, TokenLogprobs
