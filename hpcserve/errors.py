@@ -102,11 +102,19 @@ class InvalidParameterError(RequestError):
 
 
 class ContextLengthError(RequestError):
+    """at_least: the prompt was not counted to its end."""
+
     code = "context_length_exceeded"
     param = "messages"
 
-    def __init__(self, num_prompt_tokens: int, max_tokens: int | None, context_length: int) -> None:
-        asked = f"the prompt has {num_prompt_tokens} tokens"
+    def __init__(
+        self,
+        num_prompt_tokens: int,
+        max_tokens: int | None,
+        context_length: int,
+        at_least: bool = False,
+    ) -> None:
+        asked = f"the prompt has {'at least ' if at_least else ''}{num_prompt_tokens} tokens"
         if max_tokens is not None:
             asked += f" and max_tokens is {max_tokens} ({num_prompt_tokens + max_tokens} in all)"
         super().__init__(
@@ -116,9 +124,11 @@ class ContextLengthError(RequestError):
         self.num_prompt_tokens = num_prompt_tokens
         self.max_tokens = max_tokens
         self.context_length = context_length
+        self.at_least = at_least
 
-    def __reduce__(self) -> tuple[type, tuple[int, int | None, int]]:
-        return (type(self), (self.num_prompt_tokens, self.max_tokens, self.context_length))
+    def __reduce__(self) -> tuple[type, tuple[int, int | None, int, bool]]:
+        given = (self.num_prompt_tokens, self.max_tokens, self.context_length, self.at_least)
+        return (type(self), given)
 
 
 class GrammarError(RequestError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from hpcserve.launcher.request import (
     existing_paths,
     make_request,
     server_words,
+    with_workers,
 )
 
 
@@ -57,8 +59,10 @@ def batch_request(
         str(Path(one).absolute()) for one in (*batch_config.inputs, batch_config.output)
     )
     words = batch_words(settings, _model_word(engine.model.model), inputs, output)
-    paths = existing_paths(engine.model.model, *inputs, str(Path(output).parent))
-    return make_request("batch", engine, settings, words, paths)
+    model = engine.model
+    files = (model.model, model.tokenizer, model.chat_template, batch_config.prompt_template)
+    paths = existing_paths(*files, *inputs, str(Path(output).parent))
+    return make_request("batch", engine, with_workers(settings), words, paths)
 
 
 def _model_word(model: str) -> str:
@@ -162,6 +166,8 @@ def say_submitted(request: JobRequest, job_id: str) -> None:
     if request.kind == "batch":
         lines = [line for line in lines if "endpoint" not in line]
         lines = [line.replace("until it answers", "until it is done") for line in lines]
+        output = request.engine_words[request.engine_words.index("--output") + 1]
+        lines.append(f"  hpcserve batch status {shlex.quote(output)}   rows, speed, time left")
     if request.kind == "serve" and request.job.replicas > 1:
         lines = [line for line in lines if "endpoint" not in line]
         lines.append(f"  hpcserve route {job_id}             one address in front of all")

@@ -104,7 +104,7 @@ def save(
 def _as_yaml(settings: Mapping[str, Setting], about: str) -> str:
     import yaml
 
-    from hpcserve.config.load import declared_in
+    from hpcserve.config.declared import declared_in
     from hpcserve.launcher.request import SERVE_CONFIGS
 
     content = {}

@@ -104,7 +104,7 @@ class EngineClient:
         client = cls(tokenizer, config, module=module)
         async with client._closed_on_failure():
             await client._replicas.start()
-            await client._replicas.wait_ready(timeout_s)
+            await client._wait_ready(timeout_s)
         return client
 
     @classmethod
@@ -131,8 +131,12 @@ class EngineClient:
         client = cls(tokenizer, config)
         async with client._closed_on_failure():
             client._replicas.connect(endpoint)
-            await client._replicas.wait_ready(timeout_s)
+            await client._wait_ready(timeout_s)
         return client
+
+    async def _wait_ready(self, timeout_s: float | None) -> None:
+        await self._replicas.wait_ready(timeout_s)
+        self.tokenizer.max_tokens = self.ready.context_length
 
     @asynccontextmanager
     async def _closed_on_failure(self) -> AsyncIterator[None]:

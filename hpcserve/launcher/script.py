@@ -73,7 +73,7 @@ def render_script(request: JobRequest, *, launcher: str = "slurm") -> str:
         "node": _node_words(request, in_container=runtime.name != "none"),
         "supervisor": _supervisor_words(request),
     }
-    custom = Path(request.job.template) if request.job.template else None
+    custom = Path(request.job.sbatch_template) if request.job.sbatch_template else None
     return render(f"{request.kind}.sbatch.j2", values, custom)
 
 
@@ -95,6 +95,8 @@ def _notes(request: JobRequest) -> list[str]:
     logs = quote(str(request.job_dir.logs))
     left = [f"--{name.replace('_', '-')}" for name in _USUAL if not _is_asked_for(request, name)]
     notes = [f"Left to the site's defaults: {', '.join(left)}"] if left else []
+    if request.job.replicas > 1:
+        logs = f"{quote(str(request.run_dir))}/tasks/{{0..{request.job.replicas - 1}}}/logs"
     notes.append(f"Before it is submitted by hand: mkdir -p -m 700 {logs}")
     return [*notes, layout.warning] if layout.warning else notes
 
@@ -133,7 +135,8 @@ def directives(request: JobRequest) -> list[Line]:
         Line("--open-mode=append", "a requeued job keeps its log"),
     ]
     if request.job.replicas > 1:
-        lines.append(Line(f"--array=0-{request.job.replicas - 1}", "--replicas"))
+        why = "--replicas" if request.kind == "serve" else "--jobs: one worker each"
+        lines.append(Line(f"--array=0-{request.job.replicas - 1}", why))
     return lines + [
         Line(_extra(key), request.settings["sbatch"].origin) for key in request.slurm.sbatch
     ]
