@@ -24,7 +24,7 @@ ASK_SLURM_S = 5.0
 def command(job: str, timeout: float | None, quiet: bool) -> None:
     """Wait until JOB is ready (a server; an array: all of its servers) or finished (a batch run).
 
-    Fails at once when the job is dead, and says why.
+    Fails at once when the job is dead, or a server has ended, and says why.
     """
     from hpcserve.errors import JobTimeoutError
     from hpcserve.launcher.replicas import servers_of
@@ -37,7 +37,7 @@ def command(job: str, timeout: float | None, quiet: bool) -> None:
     while True:
         now = statuses(refs, thorough=True)
         for one in now:
-            _refuse_dead(one, job)
+            _refuse_ended(one, job)
             if shown.get(one.job_id) is not one.state and not quiet:
                 click.echo(f"{one.job_id}: {one.state.value}", err=True)
             shown[one.job_id] = one.state
@@ -57,19 +57,21 @@ def command(job: str, timeout: float | None, quiet: bool) -> None:
             time.sleep(POLL_S)
 
 
-def _refuse_dead(one: JobStatus, job: str) -> None:
-    """Raises JobFailedError."""
+def _refuse_ended(one: JobStatus, job: str) -> None:
+    """Raises JobFailedError for a job that is dead, and for a server that will not answer again."""
     from hpcserve.errors import JobFailedError
     from hpcserve.launcher.base import JobState
 
     if one.state is JobState.DEAD:
         raise JobFailedError(f"job {one.job_id} is dead: {one.cause}; see `hpcserve logs {job}`")
+    if one.kind == "serve" and one.state is JobState.FINISHED:
+        raise JobFailedError(f"job {one.job_id} has ended: {one.cause or 'in order'}")
 
 
 def _arrived(one: JobStatus) -> bool:
     from hpcserve.launcher.base import JobState
 
-    return one.state is JobState.FINISHED or (one.kind == "serve" and one.state is JobState.READY)
+    return one.state is (JobState.READY if one.kind == "serve" else JobState.FINISHED)
 
 
 def _words(refs: list[JobRef]) -> list[tuple[object, object]]:

@@ -49,6 +49,7 @@ def test_submit_wait_ask_and_cancel_on_two_nodes(site, nothing_left):
     assert "--node-rank 1" in ranks[1]
     site.hpc("cancel", "chat")
     assert job.until("finished")["cause"].startswith("cancelled")
+    assert "has ended: cancelled" in job.hpc("wait", check=False).stderr
     job.eventually(lambda: site.squeue(job.job_id) == "CANCELLED", "SLURM's word on it")
 
 
