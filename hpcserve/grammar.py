@@ -57,7 +57,9 @@ class Grammar(msgspec.Struct, frozen=True):
         texts = choices if isinstance(choices, list | tuple) else ()
         if not texts or not all(isinstance(text, str) and text for text in texts):
             raise InvalidParameterError("choice", "it needs a list of texts that are not empty")
-        return cls("ebnf", "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts))
+        return cls(
+            "ebnf", "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+        )
 
     def validate(self) -> None:
         """Raise InvalidParameterError for what no compiler needs to look at."""
