@@ -12,7 +12,8 @@ from hpcserve.grammar import Grammar
 
 #: Below this a temperature is treated as greedy: dividing by it would overflow fp32 logits.
 GREEDY_TEMPERATURE = 1e-5
-_INT32_MAX = 2**31 - 1
+#: Counts travel as 64 bits and reach the device as 32.
+_MOST = 2**31 - 1
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -80,11 +81,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _in_range("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
         _in_range("n", self.n, 1, 128)
+        for name in ("max_tokens", "min_tokens", "top_k"):
+            if (getattr(self, name) or 0) > _MOST:
+                raise InvalidParameterError(name, f"{getattr(self, name)} is more than {_MOST}")
         if self.top_k < 1 and self.top_k not in (-1, 0):
             raise InvalidParameterError("top_k", f"{self.top_k} is not -1 (off) or at least 1")
-        for name in ("top_k", "min_tokens"):
-            if getattr(self, name) > _INT32_MAX:
-                raise InvalidParameterError(name, f"{getattr(self, name)} is above {_INT32_MAX}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidParameterError("max_tokens", f"{self.max_tokens} is less than 1")
         if self.min_tokens < 0:

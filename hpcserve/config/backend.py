@@ -58,7 +58,10 @@ class BackendConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("cuda_graph_max_bs", "cpu_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        if self.cuda_graph_max_bs is not None and self.cuda_graph_max_bs < 1:
+            raise ConfigError(
+                f"cuda_graph_max_bs is {self.cuda_graph_max_bs}; it must be at least 1 "
+                "(--disable-cuda-graph for none)"
+            )
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise ConfigError(f"cpu_threads is {self.cpu_threads}; it must be at least 1")

@@ -59,7 +59,8 @@ class Constraints:
         # Steps whose tokens have not been followed yet, oldest first.
         self._pending: deque[tuple[StepHandle, list[tuple[int, Constraint]]]] = deque()
         self._only_eos = np.zeros(self._words, np.uint32)
-        for token_id in eos_token_ids:
+        # Some checkpoints name an end that their vocabulary does not hold.
+        for token_id in (one for one in eos_token_ids if 0 <= one < vocab_size):
             self._only_eos[token_id // _BITS] |= np.uint32(1 << token_id % _BITS)
         self._batch: Any = None
 

@@ -106,6 +106,8 @@ class ModelRunner:
             if self.stage.is_first
             else torch.zeros(max_rows, self._hidden_size, dtype=self._dtype, device=self.device),
             makes_logits=self.stage.is_last,
+            # A pipeline has a step more under way than stages, others two.
+            num_turns=self.stage.size + 3,
         )
         with torch.inference_mode():
             self._graphs.capture_all()

@@ -44,14 +44,17 @@ class Sampler:
         max_slots: int,
         vocab_size: int,
         eos_token_ids: Iterable[int],
-        constraints: Constraints,
         device: torch.device,
+        constraints: Constraints | None = None,
     ) -> None:
+        """constraints: where requests with a grammar stand; None where there can be none."""
         self.device = device
         self.floats = torch.zeros(max_slots, 3, device=device)
         self.ints = torch.zeros(max_slots, 2, dtype=torch.int64, device=device)
         self.penalties = PenaltyState(vocab_size, device)
-        self.bias = LogitBias(eos_token_ids, device)
+        # Some checkpoints name an end that their vocabulary does not hold: there is no logit for it.
+        ends = [token for token in eos_token_ids if 0 <= token < vocab_size]
+        self.bias = LogitBias(ends, device)
         self.constraints = constraints
         self._is_greedy = np.zeros(max_slots, dtype=np.bool_)
         self._num_logprobs: dict[int, int] = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -30,6 +31,8 @@ from hpcserve.sampling_params import SamplingParams
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
+#: A model that says nothing of how it is sampled.
+NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,13 @@ class ResponseHead:
 
 
 def chat_input(
-    body: ChatBody, tokenizer: Tokenizer, context_length: int | None = None
+    body: ChatBody,
+    tokenizer: Tokenizer,
+    defaults: Mapping[str, Any] = NO_DEFAULTS,
+    context_length: int | None = None,
 ) -> EngineInput:
-    """context_length: to refuse at once what is far too long.
+    """defaults: sampling fields of the model's own.  context_length: to refuse at once what is far
+    too long.
 
     Raises InvalidParameterError, ContextLengthError.
     """
@@ -83,6 +90,7 @@ def chat_input(
     forced = body.forced_call
     params = sampling_params(
         body,
+        defaults,
         max_tokens=body.max_tokens
         if body.max_completion_tokens is None
         else body.max_completion_tokens,
@@ -157,13 +165,17 @@ def _chat_message(body: ChatBody, prompt: EngineInput, text: str) -> tuple[ChatM
 
 
 def completion_inputs(
-    body: CompletionBody, tokenizer: Tokenizer, context_length: int | None = None
+    body: CompletionBody,
+    tokenizer: Tokenizer,
+    defaults: Mapping[str, Any] = NO_DEFAULTS,
+    context_length: int | None = None,
 ) -> list[EngineInput]:
-    """One per prompt; context_length and errors as for `chat_input`."""
+    """One per prompt; the rest as for `chat_input`."""
     body.check()
     asked = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     params = sampling_params(
         body,
+        defaults,
         # With echo, 0 asks for the prompt alone; the engine always makes one token.
         max_tokens=1 if asks_only_prompt(body) else asked,
         logprobs=body.logprobs,

@@ -111,8 +111,11 @@ def refuse_unsupported(fields: Mapping[str, Any]) -> None:
             raise InvalidParameterError(name, "this server does not support it; leave it out")
 
 
-def sampling_params(body: SamplingBody, **more: Any) -> SamplingParams:
-    """The body's sampling fields, with `more` of them; what is not set keeps its default."""
+def sampling_params(body: SamplingBody, defaults: Mapping[str, Any], **more: Any) -> SamplingParams:
+    """The body's sampling fields, with `more` of them.
+
+    defaults: fields for what is not set; see config/generation.py.
+    """
     given: dict[str, Any] = {
         name: getattr(body, name)
         for name in (
@@ -137,7 +140,8 @@ def sampling_params(body: SamplingBody, **more: Any) -> SamplingParams:
     given["logit_bias"] = token_biases(body.logit_bias)
     given["include_stop_str_in_output"] = body.include_stop_str_in_output or body.no_stop_trim
     given |= more
-    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+    said = {name: value for name, value in given.items() if value is not None}
+    return SamplingParams(**{**defaults, **said})
 
 
 def as_tuple(stop: str | list[str] | None) -> tuple[str, ...]:

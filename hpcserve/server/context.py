@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -43,9 +43,13 @@ class ServerContext:
         return self.client.tokenizer
 
     @property
-    def limits(self) -> tuple[Tokenizer, int]:
-        """What prompts are read with: the tokenizer, and the most tokens that can run."""
-        return self.tokenizer, self.client.ready.context_length
+    def context_length(self) -> int:
+        return self.client.ready.context_length
+
+    @property
+    def prompt_terms(self) -> tuple[Tokenizer, Mapping[str, Any], int]:
+        """What OpenAI's bodies are read with: tokenizer, the model's own sampling, most tokens."""
+        return self.tokenizer, self.client.sampling_defaults, self.context_length
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFoundError for a model that is not served here."""

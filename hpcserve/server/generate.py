@@ -16,7 +16,7 @@ from hpcserve.protocol.generate import GenerateBody
 from hpcserve.server.admission import complete_all, json_response, stream_all
 from hpcserve.server.context import ServerContext, context_of
 from hpcserve.server.openapi import takes
-from hpcserve.server.sse import EventStream
+from hpcserve.server.sse import EventStream, PlainText
 
 router = APIRouter()
 
@@ -33,7 +33,9 @@ async def generate(request: Request) -> Response:
     context = context_of(request)
     data = await request.body()
     body = parse_body(GenerateBody, data)
-    prompts = await context.tokenize(len(data), lambda: generate_inputs(body, *context.limits))
+    prompts = await context.tokenize(
+        len(data), lambda: generate_inputs(body, context.tokenizer, context.context_length)
+    )
     if body.stream:
         streams = await stream_all(request, context, prompts)
         return EventStream(streams, _Events(body, prompts, context))
@@ -61,6 +63,8 @@ async def abort_request(request: Request) -> Response:
 
 class _Events:
     """Every event carries an answer from its beginning, as this API's clients expect."""
+
+    plain_text: PlainText | None = None
 
     def __init__(
         self, body: GenerateBody, prompts: list[EngineInput], context: ServerContext

@@ -26,7 +26,7 @@ def test_fields_reach_the_sampling_params():
         "seed": 9,
     }
     more = {"logit_bias": {"3": 1.5}, "stop": "x", "stop_token_ids": [4], "no_stop_trim": True}
-    params = sampling_params(parse_body(ChatBody, {"messages": USER, **given, **more}))
+    params = sampling_params(parse_body(ChatBody, {"messages": USER, **given, **more}), {})
     expected = SamplingParams(
         **given,
         logit_bias={3: 1.5},
@@ -39,7 +39,8 @@ def test_fields_reach_the_sampling_params():
 
 def test_nulls_are_defaults():
     body = parse_body(ChatBody, {"messages": USER, "temperature": None, "stop": None, "n": None})
-    assert sampling_params(body) == SamplingParams()
+    assert sampling_params(body, {}) == SamplingParams()
+    assert sampling_params(body, {"temperature": 0.5}) == SamplingParams(temperature=0.5)
 
 
 def test_unknown_fields_are_tolerated_but_not_known_unsupported_ones():

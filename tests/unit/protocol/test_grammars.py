@@ -20,7 +20,8 @@ TOOLS = [
 
 
 def of_completion(**fields):
-    return sampling_params(parse_body(CompletionBody, {"prompt": "x", **fields})).grammar
+    body = parse_body(CompletionBody, {"prompt": "x", **fields})
+    return sampling_params(body, {}).grammar
 
 
 @pytest.mark.parametrize(
