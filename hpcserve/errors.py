@@ -13,6 +13,7 @@
     │   ├── ContextLengthError                           carries both numbers
     │   ├── GrammarError                                 a schema, regex or EBNF cannot be compiled
     │   ├── QueueFullError                    http 503   try again later
+    │   ├── OutOfTimeError                    http 503   the job ends before the answer would
     │   └── RequestAbortedError               http 499
     ├── EngineError                  exit 1   http 503
     │   ├── EngineStartError                             it never became ready
@@ -139,6 +140,28 @@ class QueueFullError(RequestError):
     http_status = 503
     error_type = "overloaded_error"
     code = "queue_full"
+
+
+class OutOfTimeError(RequestError):
+    """The server's job ends before such an answer would; carries the seconds."""
+
+    http_status = 503
+    error_type = "overloaded_error"
+    code = "out_of_time"
+    param = "max_tokens"
+
+    def __init__(self, needed_s: float, left_s: float, retry_after_s: float) -> None:
+        super().__init__(
+            f"this server's job ends in {max(left_s, 0):.0f} s, and such a request takes about "
+            f"{needed_s:.0f} s; ask for fewer tokens, or again in {retry_after_s:.0f} s, when its "
+            "next run may be up"
+        )
+        self.needed_s = needed_s
+        self.left_s = left_s
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type, tuple[float, float, float]]:
+        return (type(self), (self.needed_s, self.left_s, self.retry_after_s))
 
 
 class RequestAbortedError(RequestError):

@@ -129,6 +129,9 @@ def _in_range(name: str, value: float, low: float, high: float, *, open_low: boo
     # NaN fails both comparisons, so it is refused as well.
     if not (low < value if open_low else low <= value) or not value <= high or math.isinf(value):
         bracket = "(" if open_low else "["
+        if high == math.inf:
+            least = "above" if open_low else "at least"
+            raise InvalidParameterError(name, f"{value} is no finite number of {least} {low}")
         raise InvalidParameterError(name, f"{value} is not in {bracket}{low}, {high}]")
 
 

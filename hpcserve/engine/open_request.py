@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from hpcserve.engine.answer import Answer
 from hpcserve.errors import HpcserveError
-from hpcserve.ipc.messages import Int32Array
+from hpcserve.ipc.messages import Int32Array, TokenLogprobs
 from hpcserve.outputs import RequestOutput, TokenLogprob
 from hpcserve.sampling_params import SamplingParams
 from hpcserve.tokenizer.tokenizer import Tokenizer
@@ -92,11 +92,15 @@ class OpenRequest:
         self.notified = False
         return self.answers[0].take_text()
 
-    def add_prompt_logprobs(self, entries: list[TokenLogprob]) -> None:
+    def add_prompt_logprobs(self, entries: list[TokenLogprobs]) -> None:
         """Every answer brings the same: those that come first count."""
         if not self._has_prompt_logprobs:
             self._has_prompt_logprobs = True
-            self.prompt_logprobs = entries
+            ids = self.prompt_token_ids[1:]
+            self.prompt_logprobs = [
+                token_logprob(int(token_id), entry)
+                for token_id, entry in zip(ids, entries, strict=True)
+            ]
 
     def tell(self) -> None:
         if not self.notified:
@@ -113,6 +117,11 @@ class OpenRequest:
     def _take_prompt_logprobs(self) -> list[TokenLogprob] | None:
         found, self.prompt_logprobs = self.prompt_logprobs, None
         return found
+
+
+def token_logprob(token_id: int, entry: TokenLogprobs) -> TokenLogprob:
+    top = list(zip(entry.top_token_ids, entry.top_logprobs, strict=True))
+    return TokenLogprob(token_id, entry.logprob, top)
 
 
 def _ignore() -> None:

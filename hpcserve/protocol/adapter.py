@@ -66,16 +66,9 @@ class ResponseHead:
 
 
 def chat_input(
-    body: ChatBody,
-    tokenizer: Tokenizer,
-    defaults: Mapping[str, Any] = NO_DEFAULTS,
-    context_length: int | None = None,
+    body: ChatBody, tokenizer: Tokenizer, defaults: Mapping[str, Any] = NO_DEFAULTS
 ) -> EngineInput:
-    """defaults: sampling fields of the model's own.  context_length: to refuse at once what is far
-    too long.
-
-    Raises InvalidParameterError, ContextLengthError.
-    """
+    """defaults: sampling fields of the model's own.  Raises InvalidParameterError."""
     body.check()
     variables = template_variables(body.chat_template_kwargs)
     for name in ("reasoning_effort", "documents"):
@@ -105,8 +98,6 @@ def chat_input(
         if inside or body.separate_reasoning:
             found = after_thinking(params.grammar, inside=inside)
             params = msgspec.structs.replace(params, grammar=found)
-    if context_length is not None:
-        tokenizer.check_length(text, context_length)
     ids = tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
     return EngineInput(ids, params, body.priority or 0, body.rid, text)
 
@@ -165,12 +156,12 @@ def _chat_message(body: ChatBody, prompt: EngineInput, text: str) -> tuple[ChatM
 
 
 def completion_inputs(
-    body: CompletionBody,
-    tokenizer: Tokenizer,
-    defaults: Mapping[str, Any] = NO_DEFAULTS,
-    context_length: int | None = None,
+    body: CompletionBody, tokenizer: Tokenizer, defaults: Mapping[str, Any] = NO_DEFAULTS
 ) -> list[EngineInput]:
-    """One per prompt; the rest as for `chat_input`."""
+    """One per prompt.  defaults: sampling fields of the model's own.
+
+    Raises InvalidParameterError.
+    """
     body.check()
     asked = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     params = sampling_params(
@@ -183,7 +174,7 @@ def completion_inputs(
     )
     prompts = body.prompts()
     special = body.add_special_tokens is not False
-    encoded = _encoded(prompts, tokenizer, context_length, add_special_tokens=special)
+    encoded = _encoded(prompts, tokenizer, add_special_tokens=special)
     return [
         EngineInput(next(encoded), params, body.priority or 0, _name(body.rid, index), prompt)
         if isinstance(prompt, str)
@@ -195,15 +186,11 @@ def completion_inputs(
 def _encoded(
     prompts: list[str | list[int]],
     tokenizer: Tokenizer,
-    context_length: int | None,
     *,
     add_special_tokens: bool = True,
 ) -> Iterator[list[int]]:
     """Token ids of those prompts that are texts, in order."""
     texts = [text for text in prompts if isinstance(text, str)]
-    if context_length is not None:
-        for text in texts:
-            tokenizer.check_length(text, context_length)
     return iter(tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens))
 
 
@@ -269,15 +256,13 @@ def _name(rid: str | None, index: int) -> str | None:
 # ---------------------------------------------------------------- native
 
 
-def generate_inputs(
-    body: GenerateBody, tokenizer: Tokenizer, context_length: int | None = None
-) -> list[EngineInput]:
-    """One per prompt; context_length and errors as for `chat_input`."""
+def generate_inputs(body: GenerateBody, tokenizer: Tokenizer) -> list[EngineInput]:
+    """One per prompt. Raises InvalidParameterError."""
     prompts = body.prompts()
     params = body.params_of_each(len(prompts))
     given = body.rid if isinstance(body.rid, list) else None
     names = body.of_each("rid", len(prompts)) if given or body.is_single else [None] * len(prompts)
-    encoded = _encoded(prompts, tokenizer, context_length)
+    encoded = _encoded(prompts, tokenizer)
     return [
         EngineInput(
             next(encoded) if isinstance(prompt, str) else prompt,

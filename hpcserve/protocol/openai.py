@@ -43,6 +43,10 @@ class ChatBody(SamplingBody):
                 raise InvalidParameterError("messages", "every message needs a role")
         if self.tool_choice not in (None, "auto", "none") and not self.tools:
             raise InvalidParameterError("tool_choice", "it needs tools")
+        for tool in self.tools or ():
+            function = tool.get("function")
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise InvalidParameterError("tools", "every tool needs a function with a name")
         if self.modalities not in (None, [], ["text"]):
             raise InvalidParameterError("modalities", "only text is supported")
         if self.continue_final_message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from fastapi import FastAPI, Request, Response
@@ -11,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from hpcserve._version import __version__
 from hpcserve.engine.client import EngineClient
 from hpcserve.engine.model_folder import served_name
-from hpcserve.errors import HpcserveError, RequestAbortedError
+from hpcserve.errors import HpcserveError, OutOfTimeError, RequestAbortedError
 from hpcserve.log import get_logger
 from hpcserve.protocol.responses import error_body
 from hpcserve.server import chat, completions, generate, health, models, profile, tokenize
@@ -49,7 +50,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HpcserveError)
     response = json_response(error_body(error), error.http_status)
     if error.http_status == 503:
-        response.headers["retry-after"] = "1"
+        seconds = error.retry_after_s if isinstance(error, OutOfTimeError) else 1.0
+        response.headers["retry-after"] = str(math.ceil(seconds))
     return response
 
 

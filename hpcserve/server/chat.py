@@ -26,7 +26,10 @@ async def create_chat_completion(request: Request) -> Response:
     data = await request.body()
     body = parse_body(ChatBody, data)
     context.check_model(body.model)
-    prompt = await context.tokenize(len(data), lambda: chat_input(body, *context.prompt_terms))
+    defaults = context.client.sampling_defaults
+    prompt = await context.tokenize(
+        len(data), lambda: chat_input(body, context.tokenizer, defaults)
+    )
     head = ResponseHead.new("chatcmpl", context.model_name)
     if body.stream:
         streams = await stream_all(request, context, [prompt])

@@ -31,8 +31,9 @@ async def create_completion(request: Request) -> Response:
     data = await request.body()
     body = parse_body(CompletionBody, data)
     context.check_model(body.model)
+    defaults = context.client.sampling_defaults
     prompts = await context.tokenize(
-        len(data), lambda: completion_inputs(body, *context.prompt_terms)
+        len(data), lambda: completion_inputs(body, context.tokenizer, defaults)
     )
     head = ResponseHead.new("cmpl", context.model_name)
     if body.stream:

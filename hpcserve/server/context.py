@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request
 
+from hpcserve import envs
 from hpcserve.engine.client import EngineClient
 from hpcserve.errors import ModelNotFoundError
 from hpcserve.server.flusher import Flusher
+from hpcserve.server.time_left import TimeLeft
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -37,19 +39,11 @@ class ServerContext:
     )
 
     flusher: Flusher = field(default_factory=Flusher)
+    time_left: TimeLeft = field(default_factory=lambda: TimeLeft(envs.HPCSERVE_DEADLINE_FILE.get()))
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self.client.tokenizer
-
-    @property
-    def context_length(self) -> int:
-        return self.client.ready.context_length
-
-    @property
-    def prompt_terms(self) -> tuple[Tokenizer, Mapping[str, Any], int]:
-        """What OpenAI's bodies are read with: tokenizer, the model's own sampling, most tokens."""
-        return self.tokenizer, self.client.sampling_defaults, self.context_length
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFoundError for a model that is not served here."""

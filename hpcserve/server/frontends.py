@@ -25,7 +25,13 @@ from hpcserve.engine.supervisor import child_environment, exit_reason
 from hpcserve.errors import EngineDeadError, EngineStartError, UsageError
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.log import get_logger
-from hpcserve.server.run import INTERRUPTED, log_sampling_defaults, serving_line, startup_line
+from hpcserve.server.run import (
+    FORWARDED,
+    INTERRUPTED,
+    log_sampling_defaults,
+    serving_line,
+    startup_line,
+)
 
 logger = get_logger(__name__)
 
@@ -117,7 +123,7 @@ class _Signals:
         if self.starting is not None:
             self.starting.cancel()
         for frontend in self._frontends:
-            frontend.signal(signal.SIGTERM)
+            frontend.signal(FORWARDED)
 
 
 async def serve_frontends(

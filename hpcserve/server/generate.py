@@ -33,9 +33,7 @@ async def generate(request: Request) -> Response:
     context = context_of(request)
     data = await request.body()
     body = parse_body(GenerateBody, data)
-    prompts = await context.tokenize(
-        len(data), lambda: generate_inputs(body, context.tokenizer, context.context_length)
-    )
+    prompts = await context.tokenize(len(data), lambda: generate_inputs(body, context.tokenizer))
     if body.stream:
         streams = await stream_all(request, context, prompts)
         return EventStream(streams, _Events(body, prompts, context))

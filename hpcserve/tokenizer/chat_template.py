@@ -134,7 +134,8 @@ def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
     elif isinstance(content, list):
         plain["content"] = "\n".join(_text_of(part) for part in content)
     elif not isinstance(content, str):
-        raise InvalidParameterError("messages", "content must be a text or a list of parts")
+        kind = type(content).__name__
+        raise InvalidParameterError("messages", f"content is text or a list of parts, no {kind}")
     calls = plain.get("tool_calls")
     if calls:
         if not isinstance(calls, list):

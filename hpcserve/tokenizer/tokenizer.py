@@ -33,6 +33,8 @@ class Tokenizer:
         self.special_ids = backend.special_ids
         eos = special.get("eos_token")
         self.eos_token_id = None if eos is None else backend.token_to_id(eos)
+        #: Most tokens that anybody could use, where that is known: longer text is not even read.
+        self.max_tokens: int | None = None
         self._bytes = TokenBytes(backend)
         self._texts = TokenTexts(self._bytes)
 
@@ -64,9 +66,11 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids; with special tokens, what the checkpoint puts around a prompt (its BOS).
 
-        Raises InvalidParameterError for a text with half a surrogate pair, which JSON can spell.
+        Raises ContextLengthError for a text that is far longer than `max_tokens`,
+        InvalidParameterError for one with half a surrogate pair, which JSON can spell.
         """
         try:
+            self._check_length(text)
             return self.backend.encode(text, add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise _no_text([text], error) from error
@@ -74,22 +78,24 @@ class Tokenizer:
     def encode_batch(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of each, on all cores where the library can."""
         try:
+            for text in texts:
+                self._check_length(text)
             return self.backend.encode_batch(texts, add_special_tokens)
         except (TypeError, UnicodeEncodeError) as error:
             raise _no_text(texts, error) from error
 
-    def check_length(self, text: str, context_length: int) -> None:
-        """Raise ContextLengthError for a text that is far too long, without tokenising it all.
-
-        A file of some megabytes, sent by mistake, would keep a core busy for a minute.
-        """
-        head = text[: _CHARACTERS_PER_TOKEN * context_length]
+    def _check_length(self, text: str) -> None:
+        """Refuse a text that is far too long, without tokenising it all: a file of some megabytes,
+        sent by mistake, would keep a core busy for a minute."""
+        if self.max_tokens is None:
+            return
+        head = text[: _CHARACTERS_PER_TOKEN * self.max_tokens]
         if len(head) == len(text):
             return
-        count = len(self.encode(head, add_special_tokens=False))
+        count = len(self.backend.encode(head, False))
         # Where the text is cut, a few tokens may be others than in the whole.
-        if count > context_length * _CUT_MARGIN + _CUT_TOKENS:
-            raise ContextLengthError(count, None, context_length, at_least=True)
+        if count > self.max_tokens * _CUT_MARGIN + _CUT_TOKENS:
+            raise ContextLengthError(count, None, self.max_tokens, at_least=True)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.backend.decode(token_ids, skip_special_tokens)

@@ -14,6 +14,7 @@ from hpcserve.launcher.request import (
     batch_words,
     make_request,
     server_words,
+    with_workers,
 )
 
 
@@ -36,5 +37,6 @@ def request_for(kind: str = "serve", **options: object) -> JobRequest:
         words = batch_words(
             settings, model, ["/shared/my questions.jsonl"], "/shared/answers.jsonl"
         )
+        settings = dict(with_workers(settings))
     made = make_request(kind, engine, settings, words)
     return dataclasses.replace(made, python="/shared/venv/bin/python")

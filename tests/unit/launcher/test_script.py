@@ -31,12 +31,16 @@ FABRICS = ("auto", "efa", "ib", "roce", "slingshot", "tcp")
 CASES = [
     *((*case, "serve") for case in itertools.product(IMAGES, FABRICS)),
     *((runtime, "auto", "batch") for runtime in IMAGES),
+    ("none", "auto", "batch-jobs"),
 ]
+#: Of `hpcserve batch --jobs 4 --fresh`, a job array.
+ARRAY = {"jobs": 4, "fresh": True, "continue_with": "requeue", "prompt_template": "/shared/a.j2"}
 
 
 def script(runtime: str, fabric: str, kind: str = "serve") -> str:
     request = request_for(
-        kind,
+        kind.partition("-")[0],
+        **(ARRAY if kind == "batch-jobs" else {}),
         tp_size=16,
         nodes=2,
         fabric=fabric,

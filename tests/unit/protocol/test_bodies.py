@@ -153,3 +153,18 @@ def test_native_errors(body, text):
     with pytest.raises(InvalidParameterError, match=text):
         found = parse_body(GenerateBody, body)
         found.params_of_each(len(found.prompts()))
+
+
+@pytest.mark.parametrize(
+    "tool", [{}, {"function": "f"}, {"function": {}}, {"function": {"name": 1}}]
+)
+def test_a_tool_without_a_function_is_refused(tool):
+    body = parse_body(ChatBody, {"messages": USER, "tools": [tool]})
+    with pytest.raises(InvalidParameterError, match="tools: every tool needs a function"):
+        body.check()
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -0.5])
+def test_a_temperature_is_a_finite_number(value):
+    with pytest.raises(InvalidParameterError, match=r"temperature: .* no finite number"):
+        SamplingParams(temperature=value).validate()

@@ -1,4 +1,6 @@
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 
@@ -162,5 +164,20 @@ def test_what_a_request_leaves_out_comes_from_the_model(serve, tmp_path):
         # SGLang's own API has defaults of its own.
         await served.post("/generate", {"text": "a"})
         assert last() == (1.0, -1, 1.0)
+
+    serve(scenario)
+
+
+def test_the_document_names_every_path_and_no_other(serve):
+    text = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text(encoding="utf-8")
+    table = text.split("## What there is")[1].split("##")[0]
+    documented = {
+        re.sub(r"\{.*\}", "{}", path) for path in re.findall(r"(?:GET|POST) (/[\w/{}]+)", table)
+    }
+
+    async def scenario(served):
+        paths = (await served.http.get("/openapi.json")).json()["paths"]
+        there = {re.sub(r"\{.*\}", "{}", path) for path in paths}
+        assert documented - {"/docs", "/openapi"} == there - {"/openapi"}
 
     serve(scenario)

@@ -69,6 +69,21 @@ def test_all_serve_and_ctrl_c_drains(start):
     assert "Traceback" not in err
 
 
+def test_sigterm_to_every_process_drains_as_well(start):
+    served = start(life=3)
+    with httpx.stream(
+        "POST", served.url + "/generate", json={"text": "a" * 20, "stream": True}
+    ) as r:
+        lines = r.iter_lines()
+        next(lines)
+        server = psutil.Process(served.process.pid)
+        for process in [server, *server.children(recursive=True)]:
+            process.terminate()
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    code, _, err = served.end()
+    assert code == 0, err
+
+
 def test_one_that_dies_is_started_again(start):
     served = start()
     gone = frontends(served)[0]

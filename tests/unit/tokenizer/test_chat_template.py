@@ -63,6 +63,8 @@ def test_parts_are_joined_and_other_kinds_named():
     assert "a\nb" in render(CHATML, [{"role": "user", "content": content}])
     with pytest.raises(InvalidParameterError, match="image_url"):
         render(CHATML, [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
+    with pytest.raises(InvalidParameterError, match="content is text or a list of parts, no int"):
+        render(CHATML, [{"role": "user", "content": 5}])
 
 
 def test_tool_call_arguments_become_objects():

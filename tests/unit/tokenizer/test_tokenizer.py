@@ -53,6 +53,7 @@ def test_half_a_surrogate_pair_is_a_wrong_prompt(folder):
 
 def test_a_text_far_too_long_is_not_tokenised_to_its_end(folder, monkeypatch):
     tokenizer = OurTokenizer.load(folder)  # a token for each byte
+    tokenizer.max_tokens = 1000
     sizes = []
     encode = tokenizer.backend.encode
     monkeypatch.setattr(
@@ -61,11 +62,12 @@ def test_a_text_far_too_long_is_not_tokenised_to_its_end(folder, monkeypatch):
         lambda text, special: sizes.append(len(text)) or encode(text, special),
     )
     with pytest.raises(ContextLengthError, match=r"at least 8000 tokens.*1000") as caught:
-        tokenizer.check_length("x" * 10**6, 1000)
+        tokenizer.encode("x" * 10**6)
     assert sizes == [8000]
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-    tokenizer.check_length("x" * 8000, 1000)  # counted by whoever tokenises it
-    assert sizes == [8000]
+    assert len(tokenizer.encode("x" * 8000)) == 8000, "whoever asked counts the tokens"
+    with pytest.raises(ContextLengthError):
+        tokenizer.encode_batch(["a", "x" * 10**6])
 
 
 def test_special_tokens(folder):
