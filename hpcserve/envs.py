@@ -1,4 +1,4 @@
-"""Every environment variable hpcserve reads: name, type, default, meaning.
+"""Environment variables that are no options (those go by HPCSERVE_<NAME>): type, default, meaning.
 
 A value of the wrong type is an error, never a silent default.
 """

@@ -76,9 +76,9 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or each of several."""
-        first = messages[0] if messages else None
-        many: list[Any] = messages if isinstance(first, list) else [messages]
+        """Answer one conversation, or each of several; an empty list is none."""
+        is_one = bool(messages) and not isinstance(messages[0], list)
+        many: list[Any] = [messages] if is_one else messages
         variables = chat_template_kwargs or {}
         ids: list[Sequence[int]] = [
             self.tokenizer.encode_chat(one, tools=tools, **variables) for one in many
