@@ -8,6 +8,7 @@ from hpcserve.config.option import option
 from hpcserve.errors import ConfigError
 
 DEVICES = ("auto", "cuda", "cpu")
+GRAMMAR_BACKENDS = ("xgrammar", "none")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,12 @@ class BackendConfig:
         "--decode-attention-backend",
         help="another attention backend for steps of decodes alone",
         metavar="NAME",
+    )
+    grammar_backend: str = option(
+        "xgrammar",
+        "--grammar-backend",
+        choices=GRAMMAR_BACKENDS,
+        help="what holds answers to a JSON schema, a regex or an EBNF; none: refuse such requests",
     )
     enable_cuda_graph: bool = option(
         True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,12 +23,14 @@ from hpcserve.engine.device import (
     resolve_dtype,
 )
 from hpcserve.engine.executor import StepHandle
+from hpcserve.engine.grammar_compiler import GrammarCompiler, compiled
 from hpcserve.engine.kernel_cache import gpu_arch, use_driver_cache, use_kernel_folder
 from hpcserve.engine.model_runner import ModelRunner
 from hpcserve.engine.pool_size import largest_step, pages_on_cpu, pages_on_gpu
 from hpcserve.engine.private_cache import writable_kernel_folder
 from hpcserve.errors import ConfigError, UnsupportedModelError
-from hpcserve.ipc.messages import SchedulerOutput, WorkerInfo
+from hpcserve.grammar import Grammar
+from hpcserve.ipc.messages import GrammarCompiled, SchedulerOutput, WorkerInfo
 from hpcserve.kvcache.mha_pool import MHAPool, bytes_per_token
 from hpcserve.log import get_logger
 from hpcserve.models.base import CausalLM
@@ -63,6 +65,12 @@ class Worker:
                 place = Topology(config.parallel).place(config.dp_rank)
                 ranks = alone(place)
             self.setup = _settle(config, ranks)
+        self._grammars = GrammarCompiler(
+            self.setup.checkpoint.path,
+            self.setup.checkpoint.vocab_size,
+            self.setup.checkpoint.eos_token_ids,
+            config.backend.grammar_backend,
+        )
         with self._timed("weights"):
             model = load_model(self.setup)
         names = self.setup.config.backend
@@ -87,6 +95,14 @@ class Worker:
 
     def submit(self, step: SchedulerOutput) -> StepHandle:
         return self.runner.submit(step)
+
+    def compile_grammar(
+        self, grammar: Grammar, tell: Callable[[GrammarCompiled], None] | None
+    ) -> None:
+        """Begin to make it ready. tell: called from another thread when that is done or failed."""
+        future = self._grammars.compile(grammar)
+        if tell is not None:
+            future.add_done_callback(lambda done: tell(compiled(grammar, done)))
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -150,6 +166,7 @@ class Worker:
             vocab_size=setup.checkpoint.vocab_size,
             eos_token_ids=setup.checkpoint.eos_token_ids,
             device=setup.device,
+            grammars=self._grammars,
             stage=setup.ranks.model.stage,
             replicas=setup.ranks.model.experts.replicas,
             hidden_size=setup.checkpoint.hidden_size,

@@ -84,12 +84,18 @@ def step_by_step():
 
 
 def sampling():
-    from hpcserve.kernels.sampling import argmax_triton, penalties_triton, sample_triton
+    from hpcserve.kernels.sampling import (
+        argmax_triton,
+        penalties_triton,
+        sample_triton,
+        token_mask_triton,
+    )
 
     logits, columns = torch.zeros(2, 32000), torch.zeros(3, 2)
     state = torch.zeros(2, 32000, dtype=torch.int32)
     penalties_triton.apply_penalties(logits, state, state.bool(), *columns)
     penalties_triton.apply_logit_bias(logits, ints(0), ints(0), torch.zeros(1))
+    token_mask_triton.apply_token_mask(logits.to(BF16), state[:, :1000], ints(0, 1))
     wide = torch.zeros(2, dtype=torch.int64)
     args = (columns[0], ints(1, 1), columns[1], columns[2], wide, wide)
     sample_triton.sample(logits.to(BF16), *args)
@@ -99,18 +105,21 @@ def sampling():
 
 
 def matrix_products():
-    from hpcserve.kernels.attention import paged_decode_triton, paged_prefill_triton
+    from hpcserve.kernels.attention import paged_decode_triton, paged_prefill_triton, reference
     from hpcserve.kernels.gemm import small_m_triton
 
     q, cache = torch.zeros(2, 32, 128, dtype=BF16), torch.zeros(4, 16, 8, 128, dtype=BF16)
     table, lens = torch.zeros(2, 64, dtype=torch.int32), ints(1, 1)
     paged_decode_triton.paged_decode(q, cache, cache, table, lens, 0.1)
+    fresh = reference.Fresh(q[:, :8], q[:, 8:16], torch.zeros(64, 128), q[0, 0], q[0, 0])
+    paged_decode_triton.paged_decode(q, cache, cache, table, lens, 0.1, fresh=fresh)
     paged_prefill_triton.paged_prefill(q, cache, cache, table, ints(0, 1, 2), lens, 0.1)
     x, weight = torch.zeros(4, 4096, dtype=BF16), torch.zeros(4096, 4096, dtype=BF16)
     for config in small_m_triton.CANDIDATES[1::11]:
         small_m_triton.linear(x, weight, x[0], x, config)
     for config in small_m_triton.CANDIDATES[5::2][:2]:
-        small_m_triton.linear(x, weight, x[0], None, config, gates=True)
+        norm, _ = small_m_triton.linear_add_norm(x, weight, None, x, x[0], 1e-6, config)
+        small_m_triton.linear(norm, weight, x[0], None, config, gates=True)
 
 
 def experts():
