@@ -25,10 +25,13 @@ from hpcserve.distributed.parallel_state import (
     TensorParallel,
 )
 from hpcserve.distributed.topology import Place, Topology
-from hpcserve.errors import EngineStartError
+from hpcserve.errors import EngineError, EngineStartError
 from hpcserve.log import get_logger
 
 _log = get_logger(__name__)
+
+#: Ranks that are told to end are through with their steps within this time of each other.
+_FAREWELL_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -177,10 +180,19 @@ def _choose_interface(config: ParallelConfig, dp_rank: int) -> None:
         _log.info("meeting on interface %s (%s)", os.environ["GLOO_SOCKET_IFNAME"], address)
 
 
-def leave() -> None:
-    """Free the groups, if there are any."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def leave(state: RankState) -> None:
+    """Wait until every rank is through with its steps, so that each may end without the others.
+
+    The groups are left as they are, for the end of the process to free: NCCL would wait for ever
+    to free a communicator whose collectives stand in a captured graph that is still held.
+    Raises EngineError where a rank does not come.
+    """
+    if state.control is None:
+        return
+    try:
+        dist.monitored_barrier(state.control, timedelta(seconds=_FAREWELL_S))
+    except RuntimeError as error:
+        raise EngineError(f"another rank did not end in order: {error}") from error
 
 
 def _own_group(

@@ -253,15 +253,26 @@ class MpExecutor(Executor):
 
     def shutdown(self) -> None:
         if self._failure is None and len(self._ready) == len(self._ranks):
-            self._channel.broadcast(self._ranks, StopWorker())
-            deadline = time.monotonic() + _STOP_S
-            for process in self._processes.values():
-                process.stop(max(0.0, deadline - time.monotonic()))
+            self._stop_ranks()
         for process in self._processes.values():
             process.kill()
         self._channel.close()
         if self._owned is not None:
             self._owned.remove()
+
+    def _stop_ranks(self) -> None:
+        """Let them end by themselves: each when all are through with their steps."""
+        started = time.monotonic()
+        self._channel.broadcast(self._ranks, StopWorker())
+        for process in self._processes.values():
+            process.stop(max(0.0, started + _STOP_S - time.monotonic()))
+        took_s = time.monotonic() - started
+        for rank, process in self._processes.items():
+            if process.is_alive:
+                logger.warning("rank %d did not end in %.0f s; it is killed", rank, _STOP_S)
+            elif not process.ended_in_order:
+                logger.warning("rank %d did not end in order: %s", rank, process.end_reason())
+        logger.info("told to stop, %d ranks ended in %.1f s", len(self._processes), took_s)
 
 
 def joined(parts: list[ModelRunnerOutput]) -> ModelRunnerOutput:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 from typing import Any
 
 from hpcserve import envs
@@ -24,6 +25,8 @@ from hpcserve.log import get_logger
 logger = get_logger(__name__)
 
 _POLL_S = 0.5
+#: What ends in order is given this long.
+_GRACE_S = 5.0
 #: Options that may differ between nodes.
 _OWN_OPTIONS = ("node_rank", "model", "tokenizer", "dist_init_addr")
 
@@ -75,9 +78,16 @@ class _Agent:
                 logger.error("node 0 is gone; this node ends")
                 return 1
             if message is not None and self._obey(message):
+                self._await_all()
                 return 0
             self._report_ended()
         return 0
+
+    def _await_all(self) -> None:
+        """Node 0 has told the cores and ranks to end as well; give them the time."""
+        deadline = time.monotonic() + _GRACE_S
+        for one in (*self._workers.values(), *self._cores.values()):
+            one.stop(max(0.0, deadline - time.monotonic()))
 
     def end_all(self) -> None:
         for worker in self._workers.values():

@@ -22,7 +22,8 @@ logger = get_logger(__name__)
 
 CORE_MODULE = "hpcserve.engine.core_main"
 _USAGE_EXIT_CODE = 2
-_KILL_AFTER_S = 5.0
+#: Longer than a core gives its own ranks.
+_KILL_AFTER_S = 10.0
 _WATCH_PERIOD_S = 1.0
 _HALTED_S = 8.0
 

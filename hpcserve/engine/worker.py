@@ -86,6 +86,11 @@ class Worker:
     def submit(self, step: SchedulerOutput) -> StepHandle:
         return self.runner.submit(step)
 
+    def finish(self) -> None:
+        """Return when every step that was submitted is through."""
+        if self.setup.device.type == "cuda":
+            torch.cuda.synchronize(self.setup.device)
+
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()

@@ -147,7 +147,8 @@ def _run(order: Order, steps: WorkerSocket) -> None:
             handle = worker.submit(message)
             if answers:
                 results.put(handle)
-    process_group.leave()
+    worker.finish()
+    process_group.leave(state)
 
 
 def _meet(order: Order, steps: WorkerSocket) -> Store:
