@@ -491,7 +491,14 @@ class EngineClient:
         pause_s = min(_RESTART_MOST_S, 0.1 * 4 ** (self._num_restarts[gone.index] - 1))
         await gone.close(ControlRequest(next(self._call_ids), "shutdown"))
         await asyncio.sleep(pause_s)
-        self._replicas[gone.index] = await self._spawn(gone.index)
+        while True:
+            try:
+                self._replicas[gone.index] = await self._spawn(gone.index)
+            except EngineStartError as error:
+                logger.error("replica %d did not start again: %s", gone.index, error)
+                await asyncio.sleep(pause_s)
+            else:
+                return
 
     def _fail_all(self, error: EngineDeadError) -> None:
         for stream in list(self._streams.values()):

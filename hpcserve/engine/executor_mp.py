@@ -80,7 +80,7 @@ class MpExecutor(Executor):
         self._results: deque[ModelRunnerOutput] = deque()
         self._issued: deque[tuple[int, float]] = deque()
         self._ready: dict[int, WorkerInfo] = {}
-        self._beats: dict[int, tuple[float, int]] = {}
+        self._beats: dict[int, tuple[float, WorkerBeat]] = {}
         self._nodes: dict[int, str] = {}
         self._store: StoreAddress | None = None
         self._serving = False
@@ -186,11 +186,13 @@ class MpExecutor(Executor):
         waited = time.monotonic() - since
         if waited < self._watchdog_s:
             return
-        behind = min(self._beats, key=lambda rank: self._beats[rank][1])
+        # Ranks that wait for others in a step are not to blame for it.
+        beats = [beat for _, beat in self._beats.values()]
+        behind = min(beats, key=lambda beat: (beat.last_step, beat.waits, not beat.doing))
         raise self._dead(
-            behind,
+            behind.rank,
             f"step {step_id} did not end in {waited:.0f} s (--watchdog-timeout), and this rank is "
-            f"the one furthest behind (at step {self._beats[behind][1]})",
+            f"the one furthest behind: at step {behind.last_step} {behind.doing}".rstrip(),
         )
 
     def _dead(self, rank: int, reason: str) -> HpcserveError:
@@ -209,7 +211,7 @@ class MpExecutor(Executor):
         if isinstance(message, ModelRunnerOutput):
             self._take(message)
         elif isinstance(message, WorkerBeat):
-            self._beats[message.rank] = (time.monotonic(), message.last_step)
+            self._beats[message.rank] = (time.monotonic(), message)
             self._channel.send(message.rank, WorkerBeat(-1), BEATS)
         elif isinstance(message, WorkerReady):
             self._ready[message.rank] = message.info
@@ -248,7 +250,7 @@ class MpExecutor(Executor):
                 raise self._dead(late[0], f"it {what} in {limit_s:g} s")
         self._serving = True
         now = time.monotonic()
-        self._beats = dict.fromkeys(self._ranks, (now, 0))
+        self._beats = {rank: (now, WorkerBeat(rank)) for rank in self._ranks}
         return self._ready[self._output_ranks[0]]
 
     def shutdown(self) -> None:

@@ -74,8 +74,9 @@ class _Agent:
         while not self._stopping.is_set():
             try:
                 message = self._head.receive(_POLL_S)
-            except EOFError:
-                logger.error("node 0 is gone; this node ends")
+            except EOFError as error:
+                why = f" ({error})" if str(error) else ""
+                logger.error("node 0 is gone%s; this node ends", why)
                 return 1
             if message is not None and self._obey(message):
                 self._await_all()
@@ -86,8 +87,10 @@ class _Agent:
     def _await_all(self) -> None:
         """Node 0 has told the cores and ranks to end as well; give them the time."""
         deadline = time.monotonic() + _GRACE_S
-        for one in (*self._workers.values(), *self._cores.values()):
-            one.stop(max(0.0, deadline - time.monotonic()))
+        for worker in self._workers.values():
+            worker.stop(max(0.0, deadline - time.monotonic()))
+        for core in self._cores.values():
+            core.stop(max(0.0, deadline - time.monotonic()))
 
     def end_all(self) -> None:
         for worker in self._workers.values():

@@ -17,6 +17,8 @@ from hpcserve.log import get_logger
 
 logger = get_logger(__name__)
 
+_REJOIN_POLL_S = 0.5
+
 
 class Nodes:
     """Used on one event loop.
@@ -73,10 +75,16 @@ class Nodes:
         return endpoint
 
     async def start_core(self, dp_rank: int) -> Endpoint:
-        """Let a replica's node start its core.  Returns where that listens."""
+        """Let a replica's node start its core.  Returns where that listens.
+
+        A node that is gone is waited for: it may be started again, and join again.
+        """
+        node_rank = self._node_of(dp_rank)
+        while node_rank not in self._hosts:
+            await asyncio.sleep(_REJOIN_POLL_S)
         future: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
         self._endpoints[dp_rank] = future
-        self._head.send(self._topology.core_node(dp_rank), {"kind": "core", "dp_rank": dp_rank})
+        self._head.send(node_rank, {"kind": "core", "dp_rank": dp_rank})
         return await future
 
     def close(self) -> None:
@@ -84,7 +92,7 @@ class Nodes:
 
     def _handle(self, node_rank: int, message: Message | None) -> None:
         if message is None:
-            self._on_lost(node_rank, self._hosts.pop(node_rank, "?"))
+            self._lose(node_rank)
         elif message["kind"] == "hello":
             self._hello(node_rank, message)
         elif message["kind"] == "core":
@@ -94,16 +102,29 @@ class Nodes:
         else:
             logger.error("rank %d ended: %s", message["rank"], message["reason"])
 
+    def _lose(self, node_rank: int) -> None:
+        host = self._hosts.pop(node_rank, "?")
+        for dp_rank in [one for one in self._endpoints if self._node_of(one) == node_rank]:
+            error = EngineStartError(f"node {node_rank} ({host}) went away")
+            self._endpoints.pop(dp_rank).set_exception(error)
+        self._on_lost(node_rank, host)
+
+    def _node_of(self, dp_rank: int) -> int:
+        return self._topology.core_node(dp_rank)
+
     def _hello(self, node_rank: int, message: Message) -> None:
         own, theirs = shared_options(self._config), message["options"]
-        for name in own:
-            if own[name] != theirs.get(name) and not self._joined.done():
-                self._joined.set_exception(
-                    ConfigError(
-                        f"node {node_rank} ({message['host']}) was started with {name} "
-                        f"{theirs.get(name)!r}, node 0 with {own[name]!r}; use the same command"
-                    )
-                )
+        differing = [name for name in own if own[name] != theirs.get(name)]
+        if differing:
+            name = differing[0]
+            why = (
+                f"node {node_rank} ({message['host']}) was started with {name} "
+                f"{theirs.get(name)!r}, node 0 with {own[name]!r}; use the same command"
+            )
+            if not self._joined.done():
+                self._joined.set_exception(ConfigError(why))
+            self._head.send(node_rank, {"kind": "refused", "reason": why})
+            return
         self._hosts[node_rank] = message["host"]
         logger.info("node %d joined: %s", node_rank, message["host"])
         if len(self._hosts) == self._config.parallel.nnodes - 1 and not self._joined.done():

@@ -95,13 +95,15 @@ class Replica:
         """Free everything; a core that was started here ends, in order where it is ready."""
         if self.closed:
             return
-        if self._owns_core and self.ready is not None:
-            self.send(shutdown)
+        # A core on a node that fell silent may still run: it is told, if it can be reached.
+        reachable = self.dead is None or self._process is None
+        if self._owns_core and self.ready is not None and reachable:
+            self._channel.send(shutdown)
         self.closed = True
         self._channel.close()
         if self._process is not None:
-            ordered = self.ready is not None and self.dead is None
-            await asyncio.to_thread(self._process.stop if ordered else self._process.kill)
+            end = self._process.stop if self.ready is not None else self._process.kill
+            await asyncio.to_thread(end if self.dead is None else self._process.end)
         if self._owned is not None:
             self._owned.remove()
 

@@ -269,10 +269,13 @@ class WorkerBeat(_Message):
     """A sign of life, twice a second; the core answers each.
 
     rank: -1 in the core's answer.  last_step: number of the newest step that the rank took up.
+    doing: where its program is in that step, "" between steps.  waits: there it waits for others.
     """
 
     rank: int
     last_step: int = 0
+    doing: str = ""
+    waits: bool = False
 
 
 class WorkerFailed(_Message):
