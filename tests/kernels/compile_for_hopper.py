@@ -77,18 +77,21 @@ def sampling():
 
 
 def matrix_products():
-    from hpcserve.kernels.attention import paged_decode_triton, paged_prefill_triton
+    from hpcserve.kernels.attention import paged_decode_triton, paged_prefill_triton, reference
     from hpcserve.kernels.gemm import small_m_triton
 
     q, cache = torch.zeros(2, 32, 128, dtype=BF16), torch.zeros(4, 16, 8, 128, dtype=BF16)
     table, lens = torch.zeros(2, 64, dtype=torch.int32), ints(1, 1)
     paged_decode_triton.paged_decode(q, cache, cache, table, lens, 0.1)
+    fresh = reference.Fresh(q[:, :8], q[:, 8:16], torch.zeros(64, 128), q[0, 0], q[0, 0])
+    paged_decode_triton.paged_decode(q, cache, cache, table, lens, 0.1, fresh=fresh)
     paged_prefill_triton.paged_prefill(q, cache, cache, table, ints(0, 1, 2), lens, 0.1)
     x, weight = torch.zeros(4, 4096, dtype=BF16), torch.zeros(4096, 4096, dtype=BF16)
     for config in small_m_triton.CANDIDATES[1::11]:
         small_m_triton.linear(x, weight, x[0], x, config)
     for config in small_m_triton.CANDIDATES[5::2][:2]:
-        small_m_triton.linear(x, weight, x[0], None, config, gates=True)
+        norm, _ = small_m_triton.linear_add_norm(x, weight, None, x, x[0], 1e-6, config)
+        small_m_triton.linear(norm, weight, x[0], None, config, gates=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 #: Shared memory that one program may have on Hopper.
 MAX_SHARED = 227 * 1024
-COUNTS = {"rows": 11, "sampling": 10, "products": 6}
+COUNTS = {"rows": 11, "sampling": 10, "products": 9}
 
 
 @pytest.mark.parametrize("family", COUNTS)
