@@ -22,7 +22,7 @@ from hpcserve.distributed.topology import Topology
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.nodes import Nodes
 from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
-from hpcserve.engine.replica import Replica
+from hpcserve.engine.replica import Replica, ReplicaStatus
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
 from hpcserve.engine.router import PrefixRouter
 from hpcserve.engine.supervisor import CORE_MODULE, start_error
@@ -56,14 +56,13 @@ from hpcserve.scheduler.lockstep import total_stats
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 # Faces import the engine from here alone.
-__all__ = ["CORE_MODULE", "EngineClient", "RequestStream"]
+__all__ = ["CORE_MODULE", "EngineClient", "ReplicaStatus", "RequestStream"]
 
 logger = get_logger(__name__)
 
 _CONTROL_TIMEOUT_S = 30.0
 #: Writing a trace takes longer than anything else.
 _PROFILE_TIMEOUT_S = 600.0
-_DRAIN_POLL_S = 0.05
 #: A core's last words travel by another way than the news of its end: they may come later.
 _LAST_WORDS_S = 0.2
 #: Longest pause before a replica that keeps dying is started once more.
@@ -71,15 +70,15 @@ _RESTART_MOST_S = 60.0
 
 
 class _Call:
-    """A control request that several replicas answer."""
+    """A control request that several replicas answer, each by its index."""
 
-    def __init__(self, done: asyncio.Future[list[ControlReply]], asked: set[int]) -> None:
+    def __init__(self, done: asyncio.Future[dict[int, ControlReply]], asked: set[int]) -> None:
         self.done = done
         self._missing = asked
-        self._replies: list[ControlReply] = []
+        self._replies: dict[int, ControlReply] = {}
 
     def answer(self, index: int, reply: ControlReply) -> None:
-        self._replies.append(reply)
+        self._replies[index] = reply
         self.give_up(index)
 
     def give_up(self, index: int) -> None:
@@ -337,26 +336,48 @@ class EngineClient:
 
     async def stats(self) -> SchedulerStats:
         """Gauges and counters, summed over the replicas that live."""
-        stats = [reply.stats for reply in await self._call("stats") if reply.stats is not None]
+        replies = (await self._call("stats")).values()
+        stats = [reply.stats for reply in replies if reply.stats is not None]
         if not stats:
             raise EngineError("the engine gave no statistics")
         return total_stats(stats)
 
-    async def drain_replica(self, index: int) -> None:
-        """Give a replica no more requests and wait until its open ones have ended.
+    async def replica_status(self) -> list[ReplicaStatus]:
+        """How each replica is; those that are away give no gauges."""
+        replies = await self._call("stats")
+        topology = Topology(self.config.parallel)
+        return [
+            ReplicaStatus(
+                one.index,
+                one.state,
+                one.num_open,
+                self._num_restarts[one.index],
+                topology.core_node(one.index),
+                replies[one.index].stats if one.index in replies else None,
+            )
+            for one in self._replicas
+        ]
 
-        Raises EngineError where no other would take requests.
+    def drain_replica(self, index: int) -> None:
+        """Give a replica no more requests; it is drained when its open ones have ended.
+
+        Raises InvalidParameterError for one that there is not, EngineError where no other would
+        take requests.
         """
-        replica = self._replicas[index]
+        replica = self._replica(index)
         if not any(one.takes_requests for one in self._replicas if one is not replica):
             raise EngineError(f"replica {index} is the only one that takes requests")
         replica.draining = True
-        while replica.num_open and replica.dead is None:
-            await asyncio.sleep(_DRAIN_POLL_S)
 
     def resume_replica(self, index: int) -> None:
-        """Give a drained replica requests again."""
-        self._replicas[index].draining = False
+        """Give a drained replica requests again.  Raises InvalidParameterError."""
+        self._replica(index).draining = False
+
+    def _replica(self, index: int) -> Replica:
+        if not 0 <= index < len(self._replicas):
+            last = len(self._replicas) - 1
+            raise InvalidParameterError("index", f"there is no replica {index}; valid: 0 to {last}")
+        return self._replicas[index]
 
     async def flush_cache(self) -> None:
         """Drop every page of the KV cache that no request uses."""
@@ -369,11 +390,11 @@ class EngineClient:
     async def stop_profile(self) -> list[str]:
         """The paths of the traces, which are written now. Raises EngineError where none is taken."""
         replies = await self._call("stop_profile", timeout_s=_PROFILE_TIMEOUT_S)
-        return [reply.result for reply in replies]
+        return [reply.result for reply in replies.values()]
 
     async def _call(
         self, kind: str, argument: str = "", *, timeout_s: float = _CONTROL_TIMEOUT_S
-    ) -> list[ControlReply]:
+    ) -> dict[int, ControlReply]:
         """Ask every replica that lives; one that ends meanwhile is not waited for."""
         self._check_alive()
         call_id = next(self._call_ids)
@@ -387,7 +408,7 @@ class EngineClient:
             raise EngineError(f"the engine did not answer {kind} in {timeout_s:.0f} s") from None
         finally:
             del self._calls[call_id]
-        for reply in replies:
+        for reply in replies.values():
             if reply.error is not None:
                 raise EngineError(f"{kind}: {reply.error}")
         return replies
@@ -493,11 +514,13 @@ class EngineClient:
         await asyncio.sleep(pause_s)
         while True:
             try:
-                self._replicas[gone.index] = await self._spawn(gone.index)
+                new = await self._spawn(gone.index)
             except EngineStartError as error:
                 logger.error("replica %d did not start again: %s", gone.index, error)
                 await asyncio.sleep(pause_s)
             else:
+                new.draining = gone.draining
+                self._replicas[gone.index] = new
                 return
 
     def _fail_all(self, error: EngineDeadError) -> None:

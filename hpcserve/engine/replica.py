@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.supervisor import CoreProcess
 from hpcserve.ipc.channel import FrontendChannel
 from hpcserve.ipc.endpoints import Endpoint, OwnedEndpoint, create_endpoint
-from hpcserve.ipc.messages import CoreMessage, EngineDead, FrontendMessage, Ready
+from hpcserve.ipc.messages import (
+    CoreMessage,
+    EngineDead,
+    FrontendMessage,
+    Ready,
+    SchedulerStats,
+)
 
 #: The core's last words travel by another way than the news of its end: they may come later.
 _LAST_WORDS_S = 0.2
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """How a replica is.
+
+    state: starting, ready, draining (takes no requests, some are open), drained (none is), or
+    dead (it is started again).  num_open: requests it works on.  num_restarts: how often it was
+    started again.  node: where its core runs.  load: its gauges, where it gave them.
+    """
+
+    index: int
+    state: str
+    num_open: int
+    num_restarts: int
+    node: int
+    load: SchedulerStats | None
 
 
 class Replica:
@@ -76,6 +100,17 @@ class Replica:
     @property
     def takes_requests(self) -> bool:
         return self.ready is not None and self.dead is None and not self.draining
+
+    @property
+    def state(self) -> str:
+        """As in ReplicaStatus."""
+        if self.dead is not None:
+            return "dead"
+        if self.ready is None:
+            return "starting"
+        if not self.draining:
+            return "ready"
+        return "draining" if self.num_open else "drained"
 
     @property
     def pid(self) -> int | None:
