@@ -45,6 +45,10 @@ class TensorParallel:
         """Concatenate along the last dimension in rank order; the tensor itself at size 1."""
         return x if self.size == 1 else _needed(self.comm).all_gather_last(x)
 
+    def all_gather_first(self, x: torch.Tensor) -> torch.Tensor:
+        """Concatenate along the first dimension in rank order; the tensor itself at size 1."""
+        return x if self.size == 1 else _needed(self.comm).all_gather(x)
+
 
 @dataclass(frozen=True)
 class PipelineStage:

@@ -18,10 +18,11 @@ from hpcserve.attention.base import AttentionBackend, AttentionMetadata
 from hpcserve.engine.input_batch import InputBatch
 from hpcserve.ipc.messages import Int32Array
 from hpcserve.kvcache.mha_pool import MHAPool
+from hpcserve.layers.embedding import LogitShard
 from hpcserve.layers.forward_context import ForwardContext
 from hpcserve.models.base import CausalLM
 from hpcserve.ops.metadata import expand_decode, row_pages
-from hpcserve.ops.sampling import store_argmax
+from hpcserve.ops.sampling import store_argmax, store_choice
 
 _PADDING_SLOT = -1
 #: Replays that a graph's greedy tokens outlive: more than steps are ever under way.
@@ -40,12 +41,13 @@ def ladder(max_rows: int) -> list[int]:
 class DecodeOutputs:
     """In the graph's own memory: valid until the next replay, token_ids until the fourth.
 
-    logits: [num_rows, vocab_size]; of a stage that is not the last, hidden states
-    [num_rows, hidden_size].  token_ids: int64[num_rows], the logits' argmax on the last stage.
+    hidden: [num_rows, hidden_size].  logits: this rank's part; None on a stage that is not the
+    last.  token_ids: int64[num_rows], the logits' argmax on the last stage.
     slots: int32[num_rows].  positions: int32[num_rows], where the new token stands.
     """
 
-    logits: torch.Tensor
+    hidden: torch.Tensor
+    logits: LogitShard | None
     token_ids: torch.Tensor
     slots: torch.Tensor
     positions: torch.Tensor
@@ -54,12 +56,13 @@ class DecodeOutputs:
 @dataclass(frozen=True)
 class _Captured:
     """inputs: int32[2 * rows + 1], slots, num_computed, and the turn.  token_ids: int64[turns,
-    rows]; a replay writes those of its turn.  logits, slots and positions as in DecodeOutputs."""
+    rows]; a replay writes those of its turn.  The others as in DecodeOutputs."""
 
     graph: torch.cuda.CUDAGraph
     inputs: torch.Tensor
     token_ids: torch.Tensor
-    logits: torch.Tensor
+    hidden: torch.Tensor
+    logits: LogitShard | None
     slots: torch.Tensor
     positions: torch.Tensor
 
@@ -131,7 +134,8 @@ class DecodeGraphs:
         captured.inputs.copy_(torch.from_numpy(host).pin_memory(), non_blocking=True)
         captured.graph.replay()
         return DecodeOutputs(
-            captured.logits[:rows],
+            captured.hidden[:rows],
+            None if captured.logits is None else captured.logits.first_rows(rows),
             captured.token_ids[self._turn, :rows],
             captured.slots[:rows],
             captured.positions[:rows],
@@ -151,14 +155,16 @@ class DecodeGraphs:
         # NCCL's own threads look at their events meanwhile, which is no part of the capture.
         mode = "thread_local"
         with torch.cuda.graph(graph, pool=self._memory, capture_error_mode=mode):
-            logits, positions = self._forward(inputs, token_ids, variant)
-        slots = inputs[:size]
-        self._graphs[size, variant] = _Captured(graph, inputs, token_ids, logits, slots, positions)
+            hidden, logits, positions = self._forward(inputs, token_ids, variant)
+        self._graphs[size, variant] = _Captured(
+            graph, inputs, token_ids, hidden, logits, inputs[:size], positions
+        )
 
     def _forward(
         self, inputs: torch.Tensor, token_ids: torch.Tensor, variant: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits, positions of the new tokens), which are written where they belong."""
+    ) -> tuple[torch.Tensor, LogitShard | None, torch.Tensor]:
+        """(hidden states, logits, positions of the new tokens), which are written where they
+        belong."""
         size = len(inputs) // 2
         slots, num_computed, turn = inputs.split([size, size, 1])
         batch = self._batch
@@ -181,8 +187,13 @@ class DecodeGraphs:
         self._backend.capture_plan(meta, variant)
         ctx = ForwardContext(meta, self._backend, self._pool.layers)
         embeds = None if self._received is None else self._received[:size]
-        logits = self._model(input_ids, positions, ctx, input_embeds=embeds)
-        if self._makes_logits:
-            logits = self._model.compute_logits(logits)
-            store_argmax(logits, batch.token_buffer, slots, seq_lens, token_ids, turn)
-        return logits, seq_lens
+        hidden = self._model(input_ids, positions, ctx, input_embeds=embeds)
+        if not self._makes_logits:
+            return hidden, None, seq_lens
+        logits = self._model.logit_shard(hidden)
+        places = (batch.token_buffer, slots, seq_lens, token_ids, turn)
+        if logits.is_whole:
+            store_argmax(logits.logits, *places)
+        else:
+            store_choice(logits.best_of_parts(), *places)
+        return hidden, logits, seq_lens

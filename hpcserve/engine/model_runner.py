@@ -16,8 +16,9 @@ from hpcserve.engine.input_batch import InputBatch, StepInputs
 from hpcserve.engine.prompt_logprobs import PromptLogprobs
 from hpcserve.engine.sampler import Logprobs, Sampler
 from hpcserve.engine.step_result import CudaStep, FinishedStep, StepTensors
-from hpcserve.ipc.messages import SchedulerOutput
+from hpcserve.ipc.messages import Int32Array, SchedulerOutput
 from hpcserve.kvcache.mha_pool import MHAPool
+from hpcserve.layers.embedding import LogitShard
 from hpcserve.layers.forward_context import ForwardContext
 from hpcserve.models.base import CausalLM
 
@@ -130,12 +131,13 @@ class ModelRunner:
         out = graphs.run(step.slots, step.num_computed, received)
         if not self.stage.is_last:
             # The next replay writes there, perhaps before this has left.
-            self._hand_on(out.logits.clone())
+            self._hand_on(out.hidden.clone())
             return StepTensors(step.step_id, rows, np.zeros(0, dtype=np.int64))
         if self.sampler.takes_argmax(step.slots):
             return StepTensors(step.step_id, rows, np.arange(rows), out.token_ids)
         slots, positions = out.slots.long(), out.positions.long()
-        token_ids, logprobs = self.sampler.sample(
+        assert out.logits is not None, "graphs of the last stage make logits"
+        token_ids, logprobs = self._pick(
             out.logits, step.slots, step.num_computed + 1, slots, positions
         )
         self.batch.store(slots, positions, token_ids)
@@ -183,8 +185,8 @@ class ModelRunner:
         if len(rows) == 0:
             return None, None
         last = hidden if inputs.last_tokens is None else hidden[inputs.last_tokens]
-        token_ids, logprobs = self.sampler.sample(
-            self.model.compute_logits(last),
+        token_ids, logprobs = self._pick(
+            self.model.logit_shard(last),
             inputs.step.slots[rows],
             inputs.meta.host_seq_lens[rows],
             inputs.sample_slots,
@@ -192,3 +194,16 @@ class ModelRunner:
         )
         self.batch.store(inputs.sample_slots, inputs.sample_positions, token_ids)
         return token_ids, logprobs
+
+    def _pick(
+        self,
+        shard: LogitShard,
+        host_slots: Int32Array,
+        host_positions: Int32Array,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> tuple[torch.Tensor, Logprobs | None]:
+        """See Sampler.sample. All ranks decide alike: what they decide by is the same on each."""
+        if not shard.is_whole and self.sampler.takes_best(host_slots):
+            return self.sampler.sample_best(shard, host_slots, slots, positions), None
+        return self.sampler.sample(shard.whole(), host_slots, host_positions, slots, positions)

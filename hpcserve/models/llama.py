@@ -13,7 +13,7 @@ from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.distributed.parallel_state import ExpertParallel, PipelineStage, TensorParallel
 from hpcserve.errors import UnsupportedModelError
 from hpcserve.layers.attention import Attention
-from hpcserve.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from hpcserve.layers.embedding import LogitShard, ParallelLMHead, VocabParallelEmbedding
 from hpcserve.layers.forward_context import ForwardContext
 from hpcserve.layers.linear import (
     MergedColumnParallelLinear,
@@ -291,10 +291,10 @@ class LlamaForCausalLM(CausalLM):
         out: torch.Tensor = self.model(hidden, positions, ctx)
         return out
 
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logit_shard(self, hidden: torch.Tensor) -> LogitShard:
         assert self.lm_head is not None, "only the last stage makes logits"
-        logits: torch.Tensor = self.lm_head(hidden)
-        return logits
+        shard: LogitShard = self.lm_head(hidden)
+        return shard
 
 
 def refuse_sliding_window(
