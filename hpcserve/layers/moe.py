@@ -127,6 +127,8 @@ class Experts(nn.Module):
 class SparseMoE(nn.Module):
     """[num_tokens, hidden_size] -> the same.
 
+    leaves_sum: what it returns is this rank's part, to be summed over the group; not so where
+    replicas share the experts, whose tokens are then taken apart again.
     shared: an expert that every token takes, which must leave its sum over the TP group to us;
     `shared_expert_gate` then weights it.
     """
@@ -143,6 +145,7 @@ class SparseMoE(nn.Module):
         self._shape = shape
         self._parallel = parallel
         self._tp = tp
+        self.leaves_sum = parallel.replicas.size == 1
         self.gate = ReplicatedLinear(shape.hidden_size, shape.num_experts)
         self.experts = Experts(shape, parallel)
         self.shared_expert = shared
@@ -153,10 +156,11 @@ class SparseMoE(nn.Module):
         everyone = replicas.gather(hidden)
         weights, ids = moe.route(self.gate(everyone), self._shape.k, self._shape.renormalize)
         out: torch.Tensor = self.experts(everyone, weights, ids)
-        if self.shared_expert is None or self.shared_expert_gate is None:
+        has_shared = self.shared_expert is not None
+        if self.leaves_sum:  # one sum for both
+            return out + self._shared(hidden) if has_shared else out
+        if not has_shared:
             return replicas.own(self._parallel.combine(out))
-        if replicas.size == 1:  # one sum for both
-            return self._parallel.combine(out + self._shared(hidden))
         shared = self._tp.all_reduce(self._shared(hidden))
         return replicas.own(self._parallel.combine(out)) + shared
 

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 #: Shared memory that one program may have on Hopper.
 MAX_SHARED = 227 * 1024
-COUNTS = {"rows": 11, "sampling": 10, "products": 9}
+COUNTS = {"rows": 11, "sampling": 10, "products": 9, "ranks": 7, "experts": 10}
 
 
 @pytest.mark.parametrize("family", COUNTS)
