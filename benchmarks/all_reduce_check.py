@@ -18,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -161,13 +162,10 @@ def measure_all(rank: int, args: argparse.Namespace, device: torch.device) -> li
             row["ok"] &= is_right(checked[name], x, residual, weight)
             comm.settle()
             again = x.clone()  # some ways sum into it, again and again
-            row[name] = round(
-                microseconds(lambda way=way, own=again: way(own, residual, weight), device), 2
-            )
+            row[name] = round(microseconds(partial(way, again, residual, weight), device), 2)
             comm.settle()
-        row["exchange"] = round(
-            microseconds(lambda: tp.all_gather_first(pairs.unsqueeze(0)), device), 2
-        )
+        exchange = partial(tp.all_gather_first, pairs.unsqueeze(0))
+        row["exchange"] = round(microseconds(exchange, device), 2)
         found.append(row)
         if rank == 0:
             print(json.dumps(row), file=sys.stderr, flush=True)

@@ -62,9 +62,9 @@ def entries(shape: Shape, rows: int, setting: Setting) -> Tables:
     for name, size in shape.sizes.items():
         config = setting.configs.get(name)
         gated = name == "gate_up" and setting.gated
-        found["linear"][rows, *size] = None if gated else config
+        found["linear"][(rows, *size)] = None if gated else config
         if name == "gate_up":
-            found["gated"][rows, *size] = config if gated else None
+            found["gated"][(rows, *size)] = config if gated else None
     return found
 
 

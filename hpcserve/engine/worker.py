@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hpcserve import registry
+from hpcserve import envs, registry
 from hpcserve.attention.base import AttentionBackend
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.config.engine import EngineConfig
@@ -29,6 +29,7 @@ from hpcserve.engine.pool_size import largest_step, pages_on_cpu, pages_on_gpu
 from hpcserve.errors import ConfigError, UnsupportedModelError
 from hpcserve.ipc.messages import SchedulerOutput, WorkerInfo
 from hpcserve.kvcache.mha_pool import MHAPool, bytes_per_token
+from hpcserve.layers.expert_hits import ExpertHits
 from hpcserve.log import get_logger
 from hpcserve.models.base import CausalLM
 from hpcserve.weights.dummy import fill_dummy_weights
@@ -63,6 +64,7 @@ class Worker:
             self.setup = _settle(config, ranks)
         with self._timed("weights"):
             model = load_model(self.setup)
+            self._hits = count_experts(model)
         names = self.setup.config.backend
         backend = self._backend(model, names.prefill_attention_backend or names.attention_backend)
         with self._timed("profile"):
@@ -74,6 +76,8 @@ class Worker:
         if self.setup.device.type == "cuda" and graphs:
             with self._timed("cuda_graphs"):
                 self._capture_graphs(model, backend)
+        if self._hits is not None:
+            self._hits.reset()
         self.info = WorkerInfo(
             num_pages=num_pages,
             vocab_size=self.setup.checkpoint.vocab_size,
@@ -90,6 +94,9 @@ class Worker:
         """Return when every step that was submitted is through."""
         if self.setup.device.type == "cuda":
             torch.cuda.synchronize(self.setup.device)
+        path = envs.HPCSERVE_EXPERT_HITS_FILE.get()
+        if self._hits is not None and path is not None and self.setup.ranks.place.rank == 0:
+            self._hits.write(path)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -225,6 +232,17 @@ def load_model(setup: Setup) -> CausalLM:
         else:
             load_weights(model, weight_files(checkpoint.path))
     return model.eval()
+
+
+def count_experts(model: CausalLM) -> ExpertHits | None:
+    """Let the model's mixtures of experts count what is hit, where the environment asks for it."""
+    layers = model.sparse_layers()
+    if not layers or envs.HPCSERVE_EXPERT_HITS_FILE.get() is None:
+        return None
+    hits = ExpertHits(layers[0].num_experts)
+    for layer in layers:
+        layer.hits = hits
+    return hits
 
 
 def _settle(config: EngineConfig, ranks: RankState) -> Setup:

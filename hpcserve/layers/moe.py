@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hpcserve.distributed.parallel_state import ExpertParallel, TensorParallel
+from hpcserve.layers.expert_hits import ExpertHits
 from hpcserve.layers.linear import ReplicatedLinear
 from hpcserve.layers.parameter import ShardId, WeightParameter, weight_parameter
 from hpcserve.ops import moe
@@ -146,16 +147,20 @@ class SparseMoE(nn.Module):
         self._parallel = parallel
         self._tp = tp
         self.leaves_sum = parallel.replicas.size == 1
+        #: Counts the experts hit, where somebody asked.
+        self.hits: ExpertHits | None = None
         self.gate = ReplicatedLinear(shape.hidden_size, shape.num_experts)
         self.experts = Experts(shape, parallel)
         self.shared_expert = shared
         self.shared_expert_gate = None if shared is None else ReplicatedLinear(shape.hidden_size, 1)
 
+    @property
+    def num_experts(self) -> int:
+        return self._shape.num_experts
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         replicas = self._parallel.replicas
-        everyone = replicas.gather(hidden)
-        weights, ids = moe.route(self.gate(everyone), self._shape.k, self._shape.renormalize)
-        out: torch.Tensor = self.experts(everyone, weights, ids)
+        out = self._routed(replicas.gather(hidden))
         has_shared = self.shared_expert is not None
         if self.leaves_sum:  # one sum for both
             return out + self._shared(hidden) if has_shared else out
@@ -171,6 +176,12 @@ class SparseMoE(nn.Module):
     def serve_others(self, dtype: torch.dtype, device: torch.device) -> None:
         """Run the experts for the other replicas, in a step in which this one has no token."""
         nothing = torch.zeros(0, self._shape.hidden_size, dtype=dtype, device=device)
-        everyone = self._parallel.replicas.gather(nothing)
-        weights, ids = moe.route(self.gate(everyone), self._shape.k, self._shape.renormalize)
-        self._parallel.combine(self.experts(everyone, weights, ids))
+        self._parallel.combine(self._routed(self._parallel.replicas.gather(nothing)))
+
+    def _routed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the experts held here add for each token, before the sum over the group."""
+        weights, ids = moe.route(self.gate(tokens), self._shape.k, self._shape.renormalize)
+        if self.hits is not None:
+            self.hits.count(ids)
+        out: torch.Tensor = self.experts(tokens, weights, ids)
+        return out

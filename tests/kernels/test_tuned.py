@@ -43,9 +43,9 @@ def test_what_is_written_is_read_on_top_of_what_was_there(tuner, tmp_path, monke
     tuner.write(path, "Other", tuner.entries(shape, 1, setting))
     tuner.write(path, "GPU", {"linear": {(4, 2560, 8192): other}, "gated": {}})
     tuned.add_from(path)
-    assert tuned.TUNED == {
+    assert {
         "GPU": {(1, 8, 8): (9, 9, 9, 9, 9), (4, 2560, 8192): other},
         "Other": {(1, 2560, 8192): config},
-    }
-    assert tuned.GATED == {"GPU": {(4, 14336, 8192): config}, "Other": {(1, 14336, 8192): config}}
+    } == tuned.TUNED
+    assert {"GPU": {(4, 14336, 8192): config}, "Other": {(1, 14336, 8192): config}} == tuned.GATED
     assert json.loads(path.read_text())["GPU"]["gated"] == [[[4, 14336, 8192], list(config)]]
