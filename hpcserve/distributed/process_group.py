@@ -125,7 +125,11 @@ def join(
     tp_group = _own_group(ranks, rank, topology.tp_group)
     pp_group = _own_group(ranks, rank, topology.pp_group)
     model = ModelParallel(
-        TensorParallel(place.tp_rank, config.tp_size, _tp_comm(tp_group, control, config, device)),
+        TensorParallel(
+            place.tp_rank,
+            config.tp_size,
+            _tp_comm(tp_group, control, config, device, topology.tp_group(rank)),
+        ),
         _stage(topology, place, ranks, pp_group),
     )
     slices = config.expert_group_size // config.expert_size
@@ -228,10 +232,12 @@ def _tp_comm(
     control: dist.ProcessGroup | None,
     config: ParallelConfig,
     device: torch.device,
+    tp_ranks: tuple[int, ...],
 ) -> Communicator | None:
     """Symmetric memory where every pair of the group's GPUs reaches each other, else torch's."""
     if device.type == "cuda" and config.tp_size > 1:
-        reached = torch.tensor([int(_reaches_peers(config, device))])
+        on_one_node = len({Topology(config).place(rank).node_rank for rank in tp_ranks}) == 1
+        reached = torch.tensor([int(on_one_node and _reaches_peers(device))])
         dist.all_reduce(reached, op=dist.ReduceOp.MIN, group=control)
         if group is not None and int(reached):
             from hpcserve.distributed.comm_symm_mem import SymmMemComm
@@ -241,9 +247,9 @@ def _tp_comm(
     return None if group is None else TorchComm(group)
 
 
-def _reaches_peers(config: ParallelConfig, device: torch.device) -> bool:
-    """Whether this GPU may read the memory of all others of its node, and they are its group."""
-    if os.environ.get("NCCL_P2P_DISABLE", "0") == "1" or config.tp_size > config.ranks_per_node:
+def _reaches_peers(device: torch.device) -> bool:
+    """Whether this GPU may read the memory of all others of its node."""
+    if os.environ.get("NCCL_P2P_DISABLE", "0") == "1":
         return False
     others = (n for n in range(torch.cuda.device_count()) if n != device.index)
     return all(torch.cuda.can_device_access_peer(device.index, other) for other in others)

@@ -422,7 +422,7 @@ class EngineClient:
             return Replica(index, await self._nodes.start_core(index), self._on_message)
         workers = None
         if self._nodes is not None and topology.spans_nodes(index):
-            workers = self._nodes.start_workers()
+            workers = await self._nodes.start_workers(index)
         return Replica.spawn(
             index, self.config, self._on_message, module=self._module, workers=workers
         )

@@ -10,11 +10,13 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.distributed.rendezvous import Member, Message
+from hpcserve.distributed.topology import Topology
 from hpcserve.engine.model_folder import with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE, CoreProcess
 from hpcserve.engine.worker_process import WorkerProcess
@@ -106,8 +108,11 @@ class _Agent:
             raise EngineStartError(f"node 0 refuses this node: {message['reason']}")
         if kind == "workers":
             endpoint = Endpoint.parse(message["endpoint"])
+            config = replace(self._config, dp_rank=message["dp_rank"])
             for rank in message["ranks"]:
-                self._workers[rank] = WorkerProcess.spawn(self._config, rank, endpoint)
+                if (former := self._workers.pop(rank, None)) is not None:
+                    former.kill()  # its core is gone, and it has not noticed yet
+                self._workers[rank] = WorkerProcess.spawn(config, rank, endpoint)
         elif kind == "core":
             self._start_core(message["dp_rank"])
         return bool(kind == "end")
@@ -116,14 +121,26 @@ class _Agent:
         host = self._head.own_address()
         address = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
         endpoint = Endpoint(f"{address}:{free_port(host)}", new_token())
-        core = CoreProcess.spawn(self._config, endpoint, module=self._module, dp_rank=dp_rank)
+        workers = None
+        if Topology(self._config.parallel).spans_nodes(dp_rank):
+            workers = Endpoint(f"{address}:{free_port(host)}", new_token())
+        core = CoreProcess.spawn(
+            self._config, endpoint, module=self._module, dp_rank=dp_rank, workers=workers
+        )
         self._cores[dp_rank] = core
         core.on_exit(
             lambda code, reason: self._head.send(
                 {"kind": "core-ended", "dp_rank": dp_rank, "code": code, "reason": reason}
             )
         )
-        self._head.send({"kind": "core", "dp_rank": dp_rank, "endpoint": str(endpoint)})
+        self._head.send(
+            {
+                "kind": "core",
+                "dp_rank": dp_rank,
+                "endpoint": str(endpoint),
+                "workers": None if workers is None else str(workers),
+            }
+        )
 
     def _report_ended(self) -> None:
         for rank in [rank for rank, one in self._workers.items() if not one.is_alive]:

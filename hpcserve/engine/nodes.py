@@ -62,30 +62,40 @@ class Nodes:
                 f"{self._config.parallel.dist_init_addr} in {limit_s:g} s; see the log there"
             ) from None
 
-    def start_workers(self) -> Endpoint:
-        """Let the other nodes start their ranks of the one replica.  Returns where its core must
-        listen for them."""
+    async def start_workers(self, dp_rank: int) -> Endpoint:
+        """For a replica whose core runs here, let other nodes start their ranks of it.  Returns
+        where its core must listen for them."""
+        await self._present(dp_rank)
         host, _ = split_address(str(self._config.parallel.dist_init_addr))
         address = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
         endpoint = Endpoint(f"{address}:{free_port(host)}", new_token())
-        for node_rank in self._hosts:
-            ranks = list(self._topology.on_node(node_rank))
-            order = {"kind": "workers", "ranks": ranks, "endpoint": str(endpoint)}
-            self._head.send(node_rank, order)
+        self._order_workers(dp_rank, str(endpoint))
         return endpoint
 
     async def start_core(self, dp_rank: int) -> Endpoint:
-        """Let a replica's node start its core.  Returns where that listens.
-
-        A node that is gone is waited for: it may be started again, and join again.
-        """
-        node_rank = self._node_of(dp_rank)
-        while node_rank not in self._hosts:
-            await asyncio.sleep(_REJOIN_POLL_S)
+        """Let a replica's node start its core, and others their ranks of it.  Returns where the
+        core listens."""
+        await self._present(dp_rank)
         future: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
         self._endpoints[dp_rank] = future
-        self._head.send(node_rank, {"kind": "core", "dp_rank": dp_rank})
+        self._head.send(self._node_of(dp_rank), {"kind": "core", "dp_rank": dp_rank})
         return await future
+
+    async def _present(self, dp_rank: int) -> None:
+        """Wait for the replica's nodes: one that is gone may be started again, and join again."""
+        while not set(self._topology.nodes_of(dp_rank)) <= {0, *self._hosts}:
+            await asyncio.sleep(_REJOIN_POLL_S)
+
+    def _order_workers(self, dp_rank: int, endpoint: str) -> None:
+        """Let all nodes but the core's own start their ranks of a replica."""
+        own = self._node_of(dp_rank)
+        for node_rank in self._topology.nodes_of(dp_rank):
+            if node_rank == own:
+                continue
+            here = self._topology.on_node(node_rank)
+            ranks = [rank for rank in self._topology.companions(dp_rank) if rank in here]
+            order = {"kind": "workers", "dp_rank": dp_rank, "ranks": ranks, "endpoint": endpoint}
+            self._head.send(node_rank, order)
 
     def close(self) -> None:
         self._head.close()
@@ -96,6 +106,8 @@ class Nodes:
         elif message["kind"] == "hello":
             self._hello(node_rank, message)
         elif message["kind"] == "core":
+            if message["workers"]:
+                self._order_workers(message["dp_rank"], message["workers"])
             self._endpoints.pop(message["dp_rank"]).set_result(Endpoint.parse(message["endpoint"]))
         elif message["kind"] == "core-ended":
             self._on_core_ended(message["dp_rank"], message["code"], message["reason"])

@@ -59,15 +59,18 @@ def two_nodes(
     *layout: str,
     second: tuple[str, ...] | None = None,
     secret: str = "s1",
+    count: int = 2,
 ) -> Iterator[list[Node]]:
-    """second, secret: what node 1 is told, where it is not the same as node 0."""
+    """second, secret: what the other nodes are told, where it is not the same as node 0.
+
+    count: of nodes.
+    """
     common = [str(folder), "--device", "cpu", "--cpu-threads", "1", "--max-total-tokens", "2048"]
-    common += ["--max-running-requests", "6", "--port", "0", "--nnodes", "2"]
+    common += ["--max-running-requests", "6", "--port", "0", "--nnodes", str(count)]
     common += ["--dist-init-addr", f"127.0.0.1:{free_port()}"]
-    nodes = [
-        Node(1, [*common, *(layout if second is None else second)], secret, logs),
-        Node(0, [*common, *layout], "s1", logs),
-    ][::-1]
+    others = [*common, *(layout if second is None else second)]
+    nodes = [Node(rank, others, secret, logs) for rank in range(1, count)]
+    nodes.insert(0, Node(0, [*common, *layout], "s1", logs))
     try:
         yield nodes
     finally:
@@ -165,6 +168,25 @@ def test_a_node_that_is_gone_may_come_back(kit, folder_of, tmp_path):
         nodes.append(nodes[1].again())
         kit.wait_until(lambda: num_pages(url) == 2 * 2048 // 16, 60)
         assert [generate(url, kit.prompts[0]) for _ in range(4)] == [expected] * 4
+
+
+def test_replicas_of_several_nodes_each(kit, folder_of, expected, tmp_path):
+    """Four nodes, two replicas of two; one of them loses a rank, goes on being served by the other,
+    and comes back."""
+    folder = folder_of("qwen3")
+    with two_nodes(folder, tmp_path, "--tp", "2", "--dp", "2", count=4) as nodes:
+        url = wait_for_url(nodes[0])
+        assert [generate(url, prompt) for prompt in kit.prompts[:4]] == expected("qwen3")[:4]
+        assert [len(node.workers()) for node in nodes] == [1] * 4
+        nodes[3].workers()[0].kill()
+        kit.wait_until(lambda: "replica 1 is gone" in nodes[0].log)
+        assert "rank 3 (dp 1, pp 0, tp 1; node 3, device 0)" in nodes[0].log
+        assert generate(url, kit.prompts[1]) == expected("qwen3")[1]
+        kit.wait_until(lambda: num_pages(url) == 2 * 2048 // 16, 60)
+        answers = [generate(url, prompt) for prompt in kit.prompts[:4]]
+        assert answers == expected("qwen3")[:4]
+        nodes[0].process.send_signal(signal.SIGTERM)
+        assert [node.process.wait(20) for node in nodes] == [0] * 4
 
 
 def test_a_killed_launcher_ends_the_other_node(kit, folder_of, tmp_path):
