@@ -9,12 +9,15 @@ where another one is sampled from the logits, it is written over it.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from hpcserve.attention.base import AttentionBackend, AttentionMetadata
+from hpcserve.distributed.parallel_state import ReplicaGather
 from hpcserve.engine.input_batch import InputBatch
 from hpcserve.ipc.messages import Int32Array
 from hpcserve.kvcache.mha_pool import MHAPool
@@ -54,17 +57,41 @@ class DecodeOutputs:
 
 
 @dataclass(frozen=True)
+class ForwardOutputs:
+    """What one forward pass leaves; as in DecodeOutputs."""
+
+    hidden: torch.Tensor
+    logits: LogitShard | None
+    positions: torch.Tensor
+
+
+def capture_graph(
+    run: Callable[[], ForwardOutputs], memory: Any, device: torch.device
+) -> tuple[ForwardOutputs, Callable[[], None]]:
+    """Run once to warm up, then capture.  Returns (where outputs will stand, what replays)."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # NCCL's own threads look at their events meanwhile, which is no part of the capture.
+    mode = "thread_local"
+    with torch.cuda.graph(graph, pool=memory, capture_error_mode=mode):
+        outputs = run()
+    return outputs, graph.replay
+
+
+@dataclass(frozen=True)
 class _Captured:
     """inputs: int32[2 * rows + 1], slots, num_computed, and the turn.  token_ids: int64[turns,
     rows]; a replay writes those of its turn.  The others as in DecodeOutputs."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
     inputs: torch.Tensor
     token_ids: torch.Tensor
-    hidden: torch.Tensor
-    logits: LogitShard | None
+    outputs: ForwardOutputs
     slots: torch.Tensor
-    positions: torch.Tensor
 
 
 class DecodeGraphs:
@@ -72,6 +99,7 @@ class DecodeGraphs:
 
     received: [max_rows, hidden_size] on a stage that is not the first, where the graphs read what
     the stage before sent.  makes_logits: False on a stage that is not the last.
+    replicas: those that share experts; each graph gathers as many tokens of each as it has rows.
     """
 
     def __init__(
@@ -84,7 +112,9 @@ class DecodeGraphs:
         max_rows: int,
         received: torch.Tensor | None = None,
         makes_logits: bool = True,
+        replicas: ReplicaGather | None = None,
     ) -> None:
+        self._replicas = replicas or ReplicaGather()
         self._model = model
         self._received = received
         self._makes_logits = makes_logits
@@ -93,7 +123,9 @@ class DecodeGraphs:
         self._batch = batch
         self._sizes = ladder(max_rows)
         self._graphs: dict[tuple[int, int], _Captured] = {}
-        self._memory = torch.cuda.graph_pool_handle()
+        self._memory: Any = None
+        if batch.device.type == "cuda":
+            self._memory = torch.cuda.graph_pool_handle()
         self._turn = 0
 
     @property
@@ -111,13 +143,17 @@ class DecodeGraphs:
         slots: Int32Array,
         num_computed: Int32Array,
         received: torch.Tensor | None = None,
+        *,
+        at_least: int = 0,
     ) -> DecodeOutputs:
         """A step of decode rows: at most `max_rows` slots, their histories' lengths.
 
+        at_least: rows that the graph must have.
         received: [num_rows, hidden_size] of the stage before, on all stages but the first.
         """
         rows = len(slots)
-        size = self._sizes[bisect.bisect_left(self._sizes, rows)]
+        size = self._sizes[bisect.bisect_left(self._sizes, max(rows, at_least))]
+        self._replicas.counts = [size] * self._replicas.size
         self._turn = (self._turn + 1) % _TURNS
         host = np.zeros(2 * size + 1, np.int32)
         host[:size] = _PADDING_SLOT
@@ -131,14 +167,18 @@ class DecodeGraphs:
         captured = self._graphs[size, variant]
         if self._received is not None and received is not None:
             self._received[:rows].copy_(received)
-        captured.inputs.copy_(torch.from_numpy(host).pin_memory(), non_blocking=True)
-        captured.graph.replay()
+        staged = torch.from_numpy(host)
+        if self._batch.device.type == "cuda":
+            staged = staged.pin_memory()
+        captured.inputs.copy_(staged, non_blocking=True)
+        captured.replay()
+        outputs = captured.outputs
         return DecodeOutputs(
-            captured.hidden[:rows],
-            None if captured.logits is None else captured.logits.first_rows(rows),
+            outputs.hidden[:rows],
+            None if outputs.logits is None else outputs.logits.first_rows(rows),
             captured.token_ids[self._turn, :rows],
             captured.slots[:rows],
-            captured.positions[:rows],
+            outputs.positions[:rows],
         )
 
     def _capture(self, size: int, variant: int) -> None:
@@ -146,25 +186,16 @@ class DecodeGraphs:
         inputs = torch.zeros(2 * size + 1, dtype=torch.int32, device=self._batch.device)
         inputs[:size] = _PADDING_SLOT
         token_ids = torch.zeros(_TURNS, size, dtype=torch.int64, device=self._batch.device)
-        stream = torch.cuda.Stream(self._batch.device)
-        stream.wait_stream(torch.cuda.current_stream(self._batch.device))
-        with torch.cuda.stream(stream):
-            self._forward(inputs, token_ids, variant)
-        torch.cuda.current_stream(self._batch.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # NCCL's own threads look at their events meanwhile, which is no part of the capture.
-        mode = "thread_local"
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode=mode):
-            hidden, logits, positions = self._forward(inputs, token_ids, variant)
-        self._graphs[size, variant] = _Captured(
-            graph, inputs, token_ids, hidden, logits, inputs[:size], positions
+        self._replicas.counts = [size] * self._replicas.size
+        outputs, replay = capture_graph(
+            lambda: self._forward(inputs, token_ids, variant), self._memory, self._batch.device
         )
+        self._graphs[size, variant] = _Captured(replay, inputs, token_ids, outputs, inputs[:size])
 
     def _forward(
         self, inputs: torch.Tensor, token_ids: torch.Tensor, variant: int
-    ) -> tuple[torch.Tensor, LogitShard | None, torch.Tensor]:
-        """(hidden states, logits, positions of the new tokens), which are written where they
-        belong."""
+    ) -> ForwardOutputs:
+        """The outputs, and tokens written where they belong."""
         size = len(inputs) // 2
         slots, num_computed, turn = inputs.split([size, size, 1])
         batch = self._batch
@@ -189,11 +220,11 @@ class DecodeGraphs:
         embeds = None if self._received is None else self._received[:size]
         hidden = self._model(input_ids, positions, ctx, input_embeds=embeds)
         if not self._makes_logits:
-            return hidden, None, seq_lens
+            return ForwardOutputs(hidden, None, seq_lens)
         logits = self._model.logit_shard(hidden)
         places = (batch.token_buffer, slots, seq_lens, token_ids, turn)
         if logits.is_whole:
             store_argmax(logits.logits, *places)
         else:
             store_choice(logits.best_of_parts(), *places)
-        return hidden, logits, seq_lens
+        return ForwardOutputs(hidden, logits, seq_lens)

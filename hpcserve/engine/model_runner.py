@@ -87,6 +87,7 @@ class ModelRunner:
             pool=self.pool,
             backend=backend,
             batch=self.batch,
+            replicas=self._replicas,
             max_rows=max_rows,
             received=None
             if self.stage.is_first
@@ -98,14 +99,13 @@ class ModelRunner:
 
     def _run(self, step: SchedulerOutput) -> StepTensors:
         self.apply(step)
+        if (rows := self._rows_of_graph(step)) is not None and self._graphs is not None:
+            return self._replay(self._graphs, step, rows)
         if step.replica_tokens is not None:
             self._replicas.counts = step.replica_tokens
             if not len(step.slots):
                 for layer in self.model.sparse_layers():
                     layer.serve_others(self._dtype, self.device)
-        graphs = self._graphs
-        if graphs is not None and 0 < len(step.slots) == step.num_decodes <= graphs.max_rows:
-            return self._replay(graphs, step)
         inputs = self.batch.prepare(step)
         if inputs is None:
             return StepTensors(step.step_id, 0, np.zeros(0, dtype=np.int64))
@@ -123,12 +123,26 @@ class ModelRunner:
             step.step_id, len(step.slots), inputs.sample_rows, token_ids, logprobs, prompts
         )
 
-    def _replay(self, graphs: DecodeGraphs, step: SchedulerOutput) -> StepTensors:
-        """A step of decodes alone, as a captured graph."""
+    def _rows_of_graph(self, step: SchedulerOutput) -> int | None:
+        """Rows that a captured graph for this step must have, None where none can take it.
+
+        Replicas that share experts take the same graph, those without a row too.
+        """
+        if step.replica_tokens is None:
+            rows, fits = len(step.slots), 0 < len(step.slots) == step.num_decodes
+        else:
+            rows, fits = max(step.replica_tokens), step.all_decode and any(step.replica_tokens)
+        graphs = self._graphs
+        return rows if graphs is not None and fits and rows <= graphs.max_rows else None
+
+    def _replay(self, graphs: DecodeGraphs, step: SchedulerOutput, at_least: int) -> StepTensors:
+        """A step of decodes alone, as a captured graph of at least so many rows."""
         self.batch.write_pages(step)
         rows = len(step.slots)
         received = None if self.stage.is_first else self._take_over(rows)
-        out = graphs.run(step.slots, step.num_computed, received)
+        out = graphs.run(step.slots, step.num_computed, received, at_least=at_least)
+        if rows == 0:
+            return StepTensors(step.step_id, 0, np.zeros(0, dtype=np.int64))
         if not self.stage.is_last:
             # The next replay writes there, perhaps before this has left.
             self._hand_on(out.hidden.clone())

@@ -14,5 +14,3 @@ def check_layout(config: EngineConfig) -> None:
             f"enable_dp_attention with pp_size {parallel.pp_size} and nnodes {parallel.nnodes} is "
             "not supported yet; it runs with pp_size 1 on one node"
         )
-    if parallel.enable_dp_attention and config.scheduler.enable_overlap:
-        raise ConfigError("enable_dp_attention runs without --enable-overlap-schedule for now")

@@ -71,9 +71,7 @@ class Worker:
             num_pages = ranks.smallest(self._num_pages(model, backend))
         with self._timed("kv_cache"):
             self.runner = self._runner(model, backend, num_pages)
-        # Replicas that share experts gather as many tokens as the step has, which changes.
-        graphs = names.enable_cuda_graph and not config.parallel.enable_dp_attention
-        if self.setup.device.type == "cuda" and graphs:
+        if names.enable_cuda_graph and captures_on(self.setup.device):
             with self._timed("cuda_graphs"):
                 self._capture_graphs(model, backend)
         if self._hits is not None:
@@ -232,6 +230,11 @@ def load_model(setup: Setup) -> CausalLM:
         else:
             load_weights(model, weight_files(checkpoint.path))
     return model.eval()
+
+
+def captures_on(device: torch.device) -> bool:
+    """Whether steps can be captured there."""
+    return device.type == "cuda"
 
 
 def count_experts(model: CausalLM) -> ExpertHits | None:

@@ -13,9 +13,10 @@ def joint_step(step_id: int, steps: Sequence[SchedulerOutput | None]) -> Lockste
     """steps: of each replica, None for one without work, which gets an empty step."""
     whole = [_empty_step() if step is None else step for step in steps]
     counts = [int(step.num_scheduled.sum()) for step in whole]
+    all_decode = all(len(step.slots) == step.num_decodes for step in whole)
     for step in whole:
         step.step_id = step_id
-        step.replica_tokens = counts
+        step.replica_tokens, step.all_decode = counts, all_decode
     return LockstepOutput(step_id, whole)
 
 

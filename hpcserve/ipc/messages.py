@@ -187,6 +187,7 @@ class SchedulerOutput(_Message):
 
     new_page_slots/indices/ids: page table of slot[k] at index[k] becomes id[k].
     replica_tokens: tokens of each replica in this step, where replicas share experts.
+    all_decode: then no replica has a row that is no decode.
     known_*: tokens sampled by earlier steps, with their slots and positions; sent only where a
     rank that runs the row is not the one that sampled (pipeline stages). Written before the rows
     run.
@@ -208,6 +209,7 @@ class SchedulerOutput(_Message):
     known_positions: Int32Array | None = None
     known_token_ids: Int32Array | None = None
     replica_tokens: list[int] | None = None
+    all_decode: bool = False
 
 
 class LockstepOutput(_Message):
