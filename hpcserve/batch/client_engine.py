@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +55,19 @@ class _Prepared:
 class ClientPreparer:
     """Bodies to token ids; what only the engine can refuse is refused when it is given the row."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, defaults: Mapping[str, Any]) -> None:
         self._tokenizer = tokenizer
+        self._defaults = defaults
 
     def prepare(self, url: str, body: dict[str, Any]) -> PreparedRequest:
         """Parse, render and tokenise."""
         parsed: ChatBody | CompletionBody
         if url == CHAT_URL:
             parsed = parse_body(ChatBody, body)
-            inputs = [chat_input(parsed, self._tokenizer)]
+            inputs = [chat_input(parsed, self._tokenizer, self._defaults)]
         else:
             parsed = parse_body(CompletionBody, body)
-            inputs = completion_inputs(parsed, self._tokenizer)
+            inputs = completion_inputs(parsed, self._tokenizer, self._defaults)
         ids = [_as_array(one.prompt_token_ids) for one in inputs]
         num_tokens = sum(map(_num_tokens, inputs))
         prefix = ids[0][:_PREFIX_TOKENS].tobytes() if ids else b""
@@ -81,7 +82,7 @@ class ClientEngine:
         self._tokenizer = client.tokenizer
         self._model_name = model_name
         self.model_names = model_names
-        self.preparer: RowPreparer = ClientPreparer(client.tokenizer)
+        self.preparer: RowPreparer = ClientPreparer(client.tokenizer, client.sampling_defaults)
         # Drawing each answer's id from the system would let go of the interpreter every time.
         self._run_id = uuid.uuid4().hex[:24]
         self._numbers = itertools.count()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,12 +27,10 @@ from hpcserve.ops.metadata import expand_decode, row_pages
 from hpcserve.ops.sampling import store_argmax, store_choice
 
 _PADDING_SLOT = -1
-#: Replays that a graph's greedy tokens outlive: more than steps are ever under way.
-_TURNS = 4
 
 
 def ladder(max_rows: int) -> list[int]:
-    """Sizes up to `max_rows`: fine where a row more costs much, at most an eighth of padding."""
+    """Sizes up to `max_rows`: fine where a row more costs much; at most a quarter is padding."""
     sizes = [*range(1, 9), *range(12, 33, 4), *range(40, 65, 8), *range(80, 129, 16)]
     sizes += [*range(160, 257, 32), *range(320, 513, 64), *range(640, 1025, 128)]
     sizes += range(1280, max_rows + 256, 256)
@@ -42,7 +39,7 @@ def ladder(max_rows: int) -> list[int]:
 
 @dataclass(frozen=True)
 class DecodeOutputs:
-    """In the graph's own memory: valid until the next replay, token_ids until the fourth.
+    """In the graph's own memory: valid until the next replay, token_ids for num_turns of them.
 
     hidden: [num_rows, hidden_size].  logits: this rank's part; None on a stage that is not the
     last.  token_ids: int64[num_rows], the logits' argmax on the last stage.
@@ -65,21 +62,33 @@ class ForwardOutputs:
     positions: torch.Tensor
 
 
-def capture_graph(
-    run: Callable[[], ForwardOutputs], memory: Any, device: torch.device
-) -> tuple[ForwardOutputs, Callable[[], None]]:
-    """Run once to warm up, then capture.  Returns (where outputs will stand, what replays)."""
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        run()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    # NCCL's own threads look at their events meanwhile, which is no part of the capture.
-    mode = "thread_local"
-    with torch.cuda.graph(graph, pool=memory, capture_error_mode=mode):
-        outputs = run()
-    return outputs, graph.replay
+class GraphRecorder:
+    """Captures what runs on a GPU; all graphs share their memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory = torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps a workspace (32 MiB on Hopper) for every stream it ever ran on.
+        self._warm_up_stream = torch.cuda.Stream(device)
+
+    def capture(
+        self, run: Callable[[], ForwardOutputs]
+    ) -> tuple[ForwardOutputs, Callable[[], None]]:
+        """Run once to warm up, then capture.  Returns (where outputs will stand, what replays)."""
+        stream = self._warm_up_stream
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # NCCL's own threads look at their events meanwhile, which is no part of the capture.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode=mode):
+            outputs = run()
+        return outputs, graph.replay
+
+
+make_recorder: Callable[[torch.device], GraphRecorder] = GraphRecorder
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,8 @@ class DecodeGraphs:
     received: [max_rows, hidden_size] on a stage that is not the first, where the graphs read what
     the stage before sent.  makes_logits: False on a stage that is not the last.
     replicas: those that share experts; each graph gathers as many tokens of each as it has rows.
+    num_turns: replays after which a graph writes its greedy tokens to the same place again: more
+    than steps are ever under way.
     """
 
     def __init__(
@@ -113,19 +124,19 @@ class DecodeGraphs:
         received: torch.Tensor | None = None,
         makes_logits: bool = True,
         replicas: ReplicaGather | None = None,
+        num_turns: int = 4,
     ) -> None:
         self._replicas = replicas or ReplicaGather()
         self._model = model
         self._received = received
         self._makes_logits = makes_logits
+        self._num_turns = num_turns
         self._pool = pool
         self._backend = backend
         self._batch = batch
         self._sizes = ladder(max_rows)
         self._graphs: dict[tuple[int, int], _Captured] = {}
-        self._memory: Any = None
-        if batch.device.type == "cuda":
-            self._memory = torch.cuda.graph_pool_handle()
+        self._recorder = make_recorder(batch.device)
         self._turn = 0
 
     @property
@@ -154,7 +165,7 @@ class DecodeGraphs:
         rows = len(slots)
         size = self._sizes[bisect.bisect_left(self._sizes, max(rows, at_least))]
         self._replicas.counts = [size] * self._replicas.size
-        self._turn = (self._turn + 1) % _TURNS
+        self._turn = (self._turn + 1) % self._num_turns
         host = np.zeros(2 * size + 1, np.int32)
         host[:size] = _PADDING_SLOT
         host[:rows] = slots
@@ -185,11 +196,9 @@ class DecodeGraphs:
         # The rows of the warm-up are padding: they run every kernel and write nothing.
         inputs = torch.zeros(2 * size + 1, dtype=torch.int32, device=self._batch.device)
         inputs[:size] = _PADDING_SLOT
-        token_ids = torch.zeros(_TURNS, size, dtype=torch.int64, device=self._batch.device)
+        token_ids = torch.zeros(self._num_turns, size, dtype=torch.int64, device=self._batch.device)
         self._replicas.counts = [size] * self._replicas.size
-        outputs, replay = capture_graph(
-            lambda: self._forward(inputs, token_ids, variant), self._memory, self._batch.device
-        )
+        outputs, replay = self._recorder.capture(lambda: self._forward(inputs, token_ids, variant))
         self._graphs[size, variant] = _Captured(replay, inputs, token_ids, outputs, inputs[:size])
 
     def _forward(

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hpcserve.engine.constraints import Constraints
 from hpcserve.engine.logit_bias import LogitBias
 from hpcserve.engine.penalties import PenaltyState
 from hpcserve.engine.staging import to_device
@@ -45,12 +46,17 @@ class Sampler:
         vocab_size: int,
         eos_token_ids: Iterable[int],
         device: torch.device,
+        constraints: Constraints | None = None,
     ) -> None:
+        """constraints: where requests with a grammar stand; None where there can be none."""
         self.device = device
         self.floats = torch.zeros(max_slots, 3, device=device)
         self.ints = torch.zeros(max_slots, 2, dtype=torch.int64, device=device)
         self.penalties = PenaltyState(vocab_size, device)
-        self.bias = LogitBias(eos_token_ids, device)
+        # Some checkpoints name an end that their vocabulary does not hold: there is no logit for it.
+        ends = [token for token in eos_token_ids if 0 <= token < vocab_size]
+        self.bias = LogitBias(ends, device)
+        self.constraints = constraints
         self._is_greedy = np.zeros(max_slots, dtype=np.bool_)
         # Rows that need no more of the logits than the best score: no top-k, top-p, min-p.
         self._is_unfiltered = np.zeros(max_slots, dtype=np.bool_)
@@ -84,17 +90,18 @@ class Sampler:
     def takes_argmax(self, host_slots: npt.NDArray[np.int32]) -> bool:
         """Whether these slots' next tokens are the likeliest of the model's own logits, and
         nothing else is asked about them."""
-        if self._changes_or_tells():
-            return False
-        return bool(self._is_greedy[host_slots].all())
+        return self._takes_scores(host_slots) and bool(self._is_greedy[host_slots].all())
 
     def takes_best(self, host_slots: npt.NDArray[np.int32]) -> bool:
         """Whether these slots' next tokens are those of the best scores, and nothing else is
         asked about them: then no rank needs the whole vocabulary."""
-        return not self._changes_or_tells() and bool(self._is_unfiltered[host_slots].all())
+        return self._takes_scores(host_slots) and bool(self._is_unfiltered[host_slots].all())
 
-    def _changes_or_tells(self) -> bool:
-        return bool(self.penalties) or bool(self.bias) or bool(self._num_logprobs)
+    def _takes_scores(self, host_slots: npt.NDArray[np.int32]) -> bool:
+        """Whether nothing changes these slots' logits, and nobody wants to know them."""
+        if self.penalties or self.bias or self._num_logprobs:
+            return False
+        return not (self.constraints and self.constraints.holds(host_slots.tolist()))
 
     def sample_best(
         self,
@@ -128,10 +135,12 @@ class Sampler:
         if asked:
             raw = logits if len(asked) == len(slot_list) else logits[self._index(asked)]
             # Taken before anything changes them in place.
-            raw = raw.clone() if self.penalties or self.bias else raw
+            raw = raw.clone() if self.penalties or self.bias or self.constraints else raw
         penalised = self.penalties.apply(logits, slot_list) if self.penalties else None
         if self.bias:
             self.bias.apply(logits, slot_list, host_positions.tolist())
+        if self.constraints:
+            self.constraints.apply(logits, slot_list)
         if self._is_greedy[host_slots].all():
             tokens = argmax(logits)
         else:

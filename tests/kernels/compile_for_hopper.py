@@ -22,6 +22,7 @@ def compile_only(self, *args, grid, warmup, **kwargs):
     assembly = compiled.asm["ptx"]
     facts = {
         "kernel": self.fn.__name__,
+        "variant": compiled.hash,
         "shared": compiled.metadata.shared,
         "tensor_cores": "wgmma.mma_async" in assembly or "mma.sync" in assembly,
         "asynchronous_copies": "cp.async" in assembly,
@@ -40,6 +41,7 @@ def rows_and_tokens():
     from hpcserve.kernels.kv_store import write_kv_triton
     from hpcserve.kernels.metadata import expand_triton, pages_triton
     from hpcserve.kernels.norm import rms_norm_triton
+    from hpcserve.kernels.page_index import page_index_triton
     from hpcserve.kernels.rope import rope_kv_write_triton
 
     x = torch.zeros(2, 4096, dtype=BF16)
@@ -59,15 +61,41 @@ def rows_and_tokens():
     expand_triton.expand_decode(ints(0, 1), ints(0, 1), table, table, 16)
     pages_triton.row_pages(table, ints(0, 1), ints(5, 33), 16)
     pages_triton.write_pages(table, ints(0, 1, 0, 1, 3, 4).view(3, 2))
+    page_index_triton.page_index(
+        table, ints(5, 33), 16, ints(0, 0, 0), ints(0, 0, 0, 0), ints(0, 0)
+    )
+
+
+def step_by_step():
+    """The kernels that lay out eager steps, over steps that differ in rows, width and alignment."""
+    from hpcserve.kernels.metadata import expand_triton, pages_triton
+    from hpcserve.kernels.page_index import page_index_triton
+
+    all_pages = torch.zeros(1024, 100, dtype=torch.int32)
+    tokens = torch.zeros(1024, 1601, dtype=torch.int32)
+    for rows, width in ((1, 1), (2, 7), (3, 16), (17, 33), (64, 64), (100, 5)):
+        packed = torch.ones(3 * rows + 5, dtype=torch.int32)
+        slots, computed, scheduled, _ = packed.split([rows, rows, rows, 5])
+        expand_triton.expand(slots, computed, scheduled, all_pages, tokens, 16, rows)
+        pages_triton.write_pages(all_pages, packed[: 3 * rows].view(3, rows))
+        table = all_pages[:rows, :width].contiguous()
+        indices = torch.zeros(rows * width, dtype=torch.int32)
+        page_index_triton.page_index(table, computed, 16, scheduled, indices, slots)
 
 
 def sampling():
-    from hpcserve.kernels.sampling import argmax_triton, penalties_triton, sample_triton
+    from hpcserve.kernels.sampling import (
+        argmax_triton,
+        penalties_triton,
+        sample_triton,
+        token_mask_triton,
+    )
 
     logits, columns = torch.zeros(2, 32000), torch.zeros(3, 2)
     state = torch.zeros(2, 32000, dtype=torch.int32)
     penalties_triton.apply_penalties(logits, state, state.bool(), *columns)
     penalties_triton.apply_logit_bias(logits, ints(0), ints(0), torch.zeros(1))
+    token_mask_triton.apply_token_mask(logits.to(BF16), state[:, :1000], ints(0, 1))
     wide = torch.zeros(2, dtype=torch.int64)
     args = (columns[0], ints(1, 1), columns[1], columns[2], wide, wide)
     sample_triton.sample(logits.to(BF16), *args)
@@ -142,5 +170,6 @@ if __name__ == "__main__":
         "products": matrix_products,
         "ranks": ranks,
         "experts": experts,
+        "steps": step_by_step,
     }
     families[sys.argv[1]]()

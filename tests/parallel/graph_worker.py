@@ -14,17 +14,21 @@ import numpy as np
 from hpcserve.engine import worker_main
 
 
-def capture_eagerly(run: Callable[[], Any], memory: Any, device: Any) -> Any:
-    outputs = run()
+class EagerRecorder:
+    def __init__(self, device: Any) -> None:
+        assert device.type == "cpu"
 
-    def replay() -> None:
-        new = run()
-        outputs.hidden.copy_(new.hidden)
-        outputs.positions.copy_(new.positions)
-        if outputs.logits is not None:
-            outputs.logits.logits.copy_(new.logits.logits)
+    def capture(self, run: Callable[[], Any]) -> Any:
+        outputs = run()
 
-    return outputs, replay
+        def replay() -> None:
+            new = run()
+            outputs.hidden.copy_(new.hidden)
+            outputs.positions.copy_(new.positions)
+            if outputs.logits is not None:
+                outputs.logits.logits.copy_(new.logits.logits)
+
+        return outputs, replay
 
 
 if __name__ == "__main__":
@@ -39,7 +43,7 @@ if __name__ == "__main__":
     TorchSDPABackend.caps = replace(TorchSDPABackend.caps, cuda_graph=True)
     TorchSDPABackend.capture_plan = capture_plan
     TorchSDPABackend.replay_plan = lambda *_: None
-    decode_graphs.capture_graph = capture_eagerly
+    decode_graphs.make_recorder = EagerRecorder
     worker.captures_on = lambda device: True
     run = decode_graphs.DecodeGraphs.run
 
