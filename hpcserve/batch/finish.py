@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import glob
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from hpcserve.batch import html_report, journal
-from hpcserve.batch.durable import replace_file, storage
+from hpcserve.batch.durable import replace_file, storage, sweep
 from hpcserve.batch.journal import RowRecord
 from hpcserve.batch.lease import Claims, Owner
 from hpcserve.batch.ledger import error_code
 from hpcserve.batch.manifest import Manifest
-from hpcserve.batch.merge import write_output
+from hpcserve.batch.merge import errors_path, growing_path, write_output
 from hpcserve.batch.report import RunResult
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.worker_status import active_s, read_all
-from hpcserve.errors import RowsFailedError
+from hpcserve.errors import IncompleteRunError, RowsFailedError
+from hpcserve.log import get_logger
+
+log = get_logger(__name__)
 
 _POLL_S = 0.5
 
@@ -61,9 +66,11 @@ def finish_run(
     return result
 
 
-def _finish(run_dir: RunDir, manifest: Manifest, output: Path) -> RunResult:
+def _finish(
+    run_dir: RunDir, manifest: Manifest, output: Path, following: Iterable[int] | None = None
+) -> RunResult:
     tally = _Tally()
-    write_output(run_dir, manifest, output, observe=tally.add)
+    write_output(run_dir, manifest, output, observe=tally.add, following=following)
     result = tally.result(run_dir, manifest)
     with storage(run_dir.report):
         page = html_report.page(result, read_all(run_dir), manifest, tally.histograms())
@@ -71,6 +78,57 @@ def _finish(run_dir: RunDir, manifest: Manifest, output: Path) -> RunResult:
         replace_file(run_dir.report, msgspec.json.format(msgspec.json.encode(result)))
         _sweep(run_dir, output)
     return result
+
+
+class Follower:
+    """Writes the output of an unordered run while it goes on, shard by shard.
+
+    Of several workers one does it. One that ends early, for whatever reason, leaves nothing behind:
+    `finish_run` writes the whole output then.
+    """
+
+    def __init__(self, run_dir: RunDir, manifest: Manifest, output: Path) -> None:
+        self._run_dir = run_dir
+        self._manifest = manifest
+        self._output = output
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
+
+    def __enter__(self) -> Follower:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Where the run went to its end, so does the output."""
+        if kind is not None:
+            self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        claims = Claims(self._run_dir, self._manifest, Owner.here())
+        try:
+            if claims.take_merge():
+                _remove_growing(self._output)
+                _finish(self._run_dir, self._manifest, self._output, self._as_they_finish())
+        except _StoppedError:
+            pass
+        except (IncompleteRunError, OSError) as error:
+            log.warning("the output is written at the end of the run, not meanwhile: %s", error)
+        finally:
+            claims.close()
+
+    def _as_they_finish(self) -> Iterator[int]:
+        written: set[int] = set()
+        while len(written) < len(self._manifest.shards):
+            new = sorted(self._run_dir.committed() - written)
+            yield from new
+            written.update(new)
+            if not new and self._stop.wait(_POLL_S):
+                raise _StoppedError
+
+
+class _StoppedError(Exception):
+    """Never leaves this module."""
 
 
 def _sweep(run_dir: RunDir, output: Path) -> None:
@@ -84,7 +142,14 @@ def _sweep(run_dir: RunDir, output: Path) -> None:
     for folder in (run_dir.shards, run_dir.leases, run_dir.workers, run_dir.path):
         leftovers += folder.glob(".*.tmp")
     for path in leftovers:
-        path.unlink(missing_ok=True)
+        sweep(path)
+    _remove_growing(output)
+
+
+def _remove_growing(output: Path) -> None:
+    """What a worker that was killed has left of an output that it wrote meanwhile."""
+    for path in (output, errors_path(output)):
+        sweep(growing_path(path))
 
 
 class _Tally:

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from hpcserve.batch.durable import publish, read_json, temporary_name
+from hpcserve.batch.durable import publish, read_json, sweep, temporary_name
 from hpcserve.batch.manifest import Manifest
 from hpcserve.batch.run_dir import RunDir, numbers_in
 from hpcserve.batch.scan import Shard
@@ -138,9 +138,13 @@ class Claims:
         since = self._held.pop(number, None)
         if since is not None:
             self._durations.append(time.monotonic() - since)
-        lease = read_json(self._dir.lease(number))
+        try:
+            lease = read_json(self._dir.lease(number))
+        except OSError as error:  # it becomes stale by itself
+            log.debug("lease of shard %d: %s", number, error)
+            return
         if lease is not None and lease.get("name") == self._owner.name:
-            self._dir.lease(number).unlink(missing_ok=True)
+            sweep(self._dir.lease(number))
 
     def close(self) -> None:
         """Give up all that is held, so that the next one need not wait."""

@@ -144,7 +144,7 @@ def join(
         place.ep_rank, config.expert_size, place.expert_tp_rank, slices, comm, replicas
     )
     if topology.spans_nodes(place.dp_rank):
-        check_links(ranks, place, device)
+        check_links(ranks, place, device, control)
     return RankState(place, ModelParallel(model.tp, model.stage, experts), control)
 
 

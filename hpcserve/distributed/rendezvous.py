@@ -9,6 +9,7 @@ halted or a node lost its power, since each side says every second that it is th
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -197,6 +198,7 @@ def _listener(address: str) -> socket.socket:
     if descriptor >= 0:
         return socket.socket(fileno=descriptor)
     host, port = split_address(address)
+    _refuse_hidden_loopback(host, address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -212,9 +214,33 @@ def _listener(address: str) -> socket.socket:
     return listener
 
 
+def _refuse_hidden_loopback(host: str, address: str) -> None:
+    """A name of this machine that stands for 127.0.1.1 in its /etc/hosts is of no use to others.
+
+    Who writes a loopback address down, or localhost, means it: all nodes on one machine.
+    """
+    if host == "localhost" or _is_loopback(host):
+        return
+    with contextlib.suppress(socket.gaierror):
+        found: str = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        if _is_loopback(found):
+            raise ConfigError(
+                f"--dist-init-addr {address}: here {host} is {found}, a loopback address that no "
+                "other node reaches; give this node's address on the network instead"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _connect(address: str, timeout_s: float) -> Connection:
     key = secret()
     host, port = split_address(address)
+    hint = " (a loopback address means this machine)" if _is_loopback(host) else ""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -224,7 +250,7 @@ def _connect(address: str, timeout_s: float) -> Connection:
             if time.monotonic() > deadline:
                 raise EngineStartError(
                     f"{socket.gethostname()} cannot reach node 0 at {address}: {error}; is it "
-                    "started, and is the address reached from here?"
+                    f"started, and is the address reached from here?{hint}"
                 ) from error
             time.sleep(_RETRY_S)
     connected.settimeout(None)
