@@ -82,6 +82,12 @@ HPCSERVE_API_KEY: EnvVar[str] = EnvVar(
 HPCSERVE_DISABLE_KERNELS = EnvVar(
     "HPCSERVE_DISABLE_KERNELS", _switch, False, "run the plain torch reference of every kernel"
 )
+HPCSERVE_EXPERT_HITS_FILE: EnvVar[Path | None] = EnvVar(
+    "HPCSERVE_EXPERT_HITS_FILE",
+    _path,
+    None,
+    "count the distinct experts that steps hit and write their means there at the end",
+)
 HPCSERVE_DIST_SECRET: EnvVar[str] = EnvVar(
     "HPCSERVE_DIST_SECRET", str, "", "what the nodes of one engine know and nobody else"
 )

@@ -18,12 +18,12 @@ import numpy as np
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.generation import sampling_defaults
-from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls
+from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls, Replies
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.open_request import OpenRequest
 from hpcserve.engine.output_processor import OutputProcessor
 from hpcserve.engine.pace import Pace
-from hpcserve.engine.replica import Replica
+from hpcserve.engine.replica import Replica, ReplicaStatus
 from hpcserve.engine.replica_set import ReplicaEvents, ReplicaSet
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
 from hpcserve.engine.supervisor import CORE_MODULE
@@ -52,7 +52,7 @@ from hpcserve.scheduler.lockstep import total_stats
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 # Faces import the engine from here alone.
-__all__ = ["CORE_MODULE", "EngineClient", "RequestStream"]
+__all__ = ["CORE_MODULE", "EngineClient", "ReplicaStatus", "RequestStream"]
 
 #: Writing a trace takes longer than anything else.
 _PROFILE_TIMEOUT_S = 600.0
@@ -314,20 +314,26 @@ class EngineClient:
 
     async def stats(self) -> SchedulerStats:
         """Gauges and counters, summed over the replicas that live."""
-        stats = [reply.stats for reply in await self._ask("stats") if reply.stats is not None]
+        replies = (await self._ask("stats")).values()
+        stats = [reply.stats for reply in replies if reply.stats is not None]
         if not stats:
             raise EngineError("the engine gave no statistics")
         return total_stats(stats)
 
-    async def drain_replica(self, index: int) -> None:
-        """Give a replica no more requests and wait until its open ones have ended.
+    async def replica_status(self) -> list[ReplicaStatus]:
+        """How each replica is; those that are away give no gauges."""
+        return self._replicas.status(await self._ask("stats"))
 
-        Raises EngineError where no other would take requests.
+    def drain_replica(self, index: int) -> None:
+        """Give a replica no more requests; it is drained when its open ones have ended.
+
+        Raises InvalidParameterError for one that there is not, EngineError where no other would
+        take requests.
         """
-        await self._replicas.drain(index)
+        self._replicas.drain(index)
 
     def resume_replica(self, index: int) -> None:
-        """Give a drained replica requests again."""
+        """Give a drained replica requests again.  Raises InvalidParameterError."""
         self._replicas.resume(index)
 
     async def flush_cache(self) -> None:
@@ -341,11 +347,11 @@ class EngineClient:
     async def stop_profile(self) -> list[str]:
         """The paths of the traces, which are written now. Raises EngineError where none is taken."""
         replies = await self._ask("stop_profile", timeout_s=_PROFILE_TIMEOUT_S)
-        return [reply.result for reply in replies]
+        return [reply.result for reply in replies.values()]
 
     async def _ask(
         self, kind: str, argument: str = "", *, timeout_s: float = CALL_TIMEOUT_S
-    ) -> list[ControlReply]:
+    ) -> Replies:
         self._replicas.check_alive()
         return await self._calls.ask(self._replicas.members, kind, argument, timeout_s=timeout_s)
 

@@ -78,7 +78,7 @@ class EngineCore:
             self._scheduler = LockstepScheduler(replicas, PrefixRouter().choose)
         overlap = config.scheduler.enable_overlap
         if overlap is None:
-            overlap = not info.device.startswith("cpu") and not together
+            overlap = not info.device.startswith("cpu")
         self._depth = 2 if overlap else 1
         # Every stage has a micro-batch, and one more is on its way.
         if config.parallel.pp_size > 1:
