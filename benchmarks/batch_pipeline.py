@@ -73,7 +73,7 @@ class TokenizingEngine(Engine):
     def __init__(self) -> None:
         super().__init__()
         options = with_model_folder(EngineConfig()).to_options()
-        self.recipe = ClientRecipe(options)
+        self.recipe = ClientRecipe(options, {})
         self.preparer = self.recipe.make()
 
     def text_of(self, request: PreparedRequest) -> str:

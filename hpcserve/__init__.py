@@ -13,15 +13,17 @@ from hpcserve._version import __version__
 if TYPE_CHECKING:
     from hpcserve.config.engine import EngineConfig
     from hpcserve.engine.llm import LLM
+    from hpcserve.grammar import Grammar
     from hpcserve.sampling_params import SamplingParams
 
 _LAZY = {
     "LLM": "hpcserve.engine.llm",
     "EngineConfig": "hpcserve.config.engine",
+    "Grammar": "hpcserve.grammar",
     "SamplingParams": "hpcserve.sampling_params",
 }
 
-__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__"]
+__all__ = ["LLM", "EngineConfig", "Grammar", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

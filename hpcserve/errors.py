@@ -11,6 +11,7 @@
     ├── RequestError                 exit 1   http 400   one request is wrong; others go on
     │   ├── InvalidParameterError                        names the parameter
     │   ├── ContextLengthError                           carries both numbers
+    │   ├── GrammarError                                 a schema, regex or EBNF cannot be compiled
     │   ├── QueueFullError                    http 503   try again later
     │   └── RequestAbortedError               http 499
     ├── EngineError                  exit 1   http 503
@@ -117,6 +118,11 @@ class ContextLengthError(RequestError):
 
     def __reduce__(self) -> tuple[type, tuple[int, int | None, int]]:
         return (type(self), (self.num_prompt_tokens, self.max_tokens, self.context_length))
+
+
+class GrammarError(RequestError):
+    code = "invalid_grammar"
+    param = "response_format"
 
 
 class QueueFullError(RequestError):

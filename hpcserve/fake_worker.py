@@ -3,7 +3,8 @@
 Its next token is a hash of all tokens before it, so the text of a request does not depend on how
 it was scheduled, and `expected_tokens` says what it must be. Where a real worker keeps keys and
 values, it keeps the hash of the prefix that ends there; with `verify` it reads all of a row's
-history in every step and raises when a page holds another prefix, or nothing.
+history in every step and raises when a page holds another prefix, or nothing. It also raises
+when a slot is given to two requests, or used or released by none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcserve.engine.executor import Executor, StepHandle
+from hpcserve.grammar import Grammar
 from hpcserve.ipc.messages import (
+    GrammarCompiled,
     Int32Array,
     LockstepOutput,
     ModelRunnerOutput,
@@ -107,7 +110,8 @@ class FakeExecutor(Executor):
         self._tokens = np.full((max_slots, context_length + 1), _UNKNOWN, np.int32)
         max_pages = -(-context_length // page_size)
         self._page_table = np.full((max_slots, max_pages), _UNKNOWN, np.int32)
-        self._last_hash = np.zeros(max_slots, np.uint64)
+        self._compiled: list[GrammarCompiled] = []
+        self._taken = np.zeros(max_slots, np.bool_)
         self.num_steps = 0
         self.num_computed_tokens = 0
 
@@ -134,16 +138,35 @@ class FakeExecutor(Executor):
         self.num_computed_tokens += int(step.num_scheduled.sum())
         return _Done(ModelRunnerOutput(step_id=step.step_id, sampled_token_ids=sampled))
 
+    def compile_grammar(self, grammar: Grammar) -> None:
+        """Takes any and ignores it: its tokens are hashes."""
+        self._compiled.append(GrammarCompiled(grammar))
+
+    def compiled_grammars(self) -> list[GrammarCompiled]:
+        compiled, self._compiled = self._compiled, []
+        return compiled
+
     def shutdown(self) -> None:
         pass
 
     def _apply(self, step: SchedulerOutput) -> None:
         for slot in step.released_slots:
+            if not self._taken[slot]:
+                raise AssertionError(f"slot {slot} is released, but no request has it")
+            self._taken[slot] = False
             self._tokens[slot] = _UNKNOWN
             self._page_table[slot] = _UNKNOWN
         for new in step.new_requests:
+            if self._taken[new.slot]:
+                raise AssertionError(f"slot {new.slot} is given out, but a request has it")
+            self._taken[new.slot] = True
             self._tokens[new.slot, : len(new.token_ids)] = new.token_ids
             self._page_table[new.slot, : len(new.page_ids)] = new.page_ids
+        used = np.concatenate((step.slots, step.new_page_slots))
+        if (used < 0).any() or not self._taken[used].all():
+            raise AssertionError("the step has rows or pages for a slot that no request has")
+        if len(set(step.slots.tolist())) != len(step.slots):
+            raise AssertionError("two rows of the step have one slot")
         self._page_table[step.new_page_slots, step.new_page_indices] = step.new_page_ids
 
     def _slots_of(self, slot: int, start: int, end: int) -> npt.NDArray[np.int64]:

@@ -7,9 +7,12 @@ import math
 import msgspec
 
 from hpcserve.errors import InvalidParameterError
+from hpcserve.grammar import Grammar
 
 #: Below this a temperature is treated as greedy: dividing by it would overflow fp32 logits.
 GREEDY_TEMPERATURE = 1e-5
+#: Counts travel as 64 bits and reach the device as 32.
+_MOST = 2**31 - 1
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -25,6 +28,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: None is off; 0 the chosen token's, k the k likeliest tokens' as well. They are
         log-probabilities of the model itself, before temperature and penalties.
     prompt_logprobs: likewise for the tokens of the prompt.
+    grammar: what the answer must look like; not together with min_tokens.
     """
 
     max_tokens: int | None = None
@@ -46,6 +50,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    grammar: Grammar | None = None
 
     @property
     def is_greedy(self) -> bool:
@@ -68,6 +73,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _in_range("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
         _in_range("n", self.n, 1, 128)
+        for name in ("max_tokens", "min_tokens", "top_k"):
+            if (getattr(self, name) or 0) > _MOST:
+                raise InvalidParameterError(name, f"{getattr(self, name)} is more than {_MOST}")
         if self.top_k < 1 and self.top_k not in (-1, 0):
             raise InvalidParameterError("top_k", f"{self.top_k} is not -1 (off) or at least 1")
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -86,6 +94,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 _in_range(name, count, 0, 20)
         if any(text == "" for text in self.stop):
             raise InvalidParameterError("stop", "a stop string is empty")
+        if self.grammar is not None:
+            self.grammar.validate()
+            if self.min_tokens:
+                raise InvalidParameterError("min_tokens", "a grammar says itself when it may end")
         self._validate_token_ids(vocab_size)
 
     def _validate_token_ids(self, vocab_size: int | None) -> None:

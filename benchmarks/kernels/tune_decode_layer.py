@@ -24,6 +24,7 @@ import torch  # noqa: E402
 from harness import measure  # noqa: E402
 
 from hpcserve.kernels.attention import paged_decode_triton  # noqa: E402
+from hpcserve.kernels.attention.reference import Fresh  # noqa: E402
 from hpcserve.kernels.gemm import reference, small_m_triton  # noqa: E402
 from hpcserve.kernels.launch import dependent  # noqa: E402
 from hpcserve.ops.activation import silu_and_mul  # noqa: E402
@@ -64,10 +65,13 @@ class Shape:
 @dataclass(frozen=True)
 class Setting:
     """Configuration of each linear, None for cuBLAS; which ones are gated; of the
-    attention, (tile, min_split)."""
+    attention, (tile, min_split); deferred: norms without a kernel of their own; rotates: the
+    attention rotates q and k and writes the last token's k and v itself."""
 
     configs: dict[str, Any] = field(default_factory=dict)
     gated: bool = False
+    deferred: bool = False
+    rotates: bool = False
     attention: tuple[Any, int] = ((64, 4, 3), 256)
 
     def with_(self, name: str, config: Any, gated: bool) -> Setting:
@@ -110,26 +114,51 @@ class Chain:
 
     def run(self, setting: Setting, attend: Any = None) -> torch.Tensor:
         s, x, residual = self.shape, self.x, self.x
-        tile, min_split = setting.attention
+        deferred = None
         for w, (k_cache, v_cache) in zip(self.weights, self.pools, strict=True):
-            normed, residual = add_rms_norm(x, residual, self.gain, 1e-5)
+            if deferred is None:
+                normed, residual = add_rms_norm(x, residual, self.gain, 1e-5)
+            else:
+                normed, residual = deferred
             qkv = product(setting.configs.get("qkv"), normed, w["qkv"])
             q, k, v = qkv.view(self.rows, -1, s.dim).split((s.heads, s.kv_heads, s.kv_heads), 1)
-            q = rope_kv_write(q, k, v, self.positions, self.cos_sin, k_cache, v_cache, self.slots)
-            if attend is not None:
-                out = attend(q, (k_cache, v_cache))
+            out = self.attend(q, k, v, k_cache, v_cache, setting, attend)
+            out = out.view(self.rows, -1)
+            if setting.deferred:
+                normed, residual = small_m_triton.linear_add_norm(
+                    out, w["o"], None, residual, self.gain, 1e-5, setting.configs["o"]
+                )
             else:
-                out = paged_decode_triton.paged_decode(
-                    q, k_cache, v_cache, self.table, self.lens, s.dim**-0.5, None, None,
-                    tile, min_split,
-                )  # fmt: skip
-            x = product(setting.configs.get("o"), out.view(self.rows, -1), w["o"])
-            normed, residual = add_rms_norm(x, residual, self.gain, 1e-5)
+                x = product(setting.configs.get("o"), out, w["o"])
+                normed, residual = add_rms_norm(x, residual, self.gain, 1e-5)
             hidden = product(setting.configs.get("gate_up"), normed, w["gate_up"], setting.gated)
             if not setting.gated:
                 hidden = silu_and_mul(hidden)
-            x = product(setting.configs.get("down"), hidden, w["down"])
-        return x + residual
+            if setting.deferred:
+                deferred = small_m_triton.linear_add_norm(
+                    hidden, w["down"], None, residual, self.gain, 1e-5, setting.configs["down"]
+                )
+                residual = deferred[1]
+            else:
+                x = product(setting.configs.get("down"), hidden, w["down"])
+        return residual if setting.deferred else x + residual
+
+    def attend(
+        self, q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, setting: Setting, other: Any
+    ) -> torch.Tensor:
+        scale, (tile, min_split) = self.shape.dim**-0.5, setting.attention
+        fresh = None
+        if setting.rotates:
+            fresh = Fresh(k, v, self.cos_sin)
+        else:
+            to = (k_cache, v_cache, self.slots)
+            q = rope_kv_write(q, k, v, self.positions, self.cos_sin, *to)
+        if other is not None:
+            out: torch.Tensor = other(q, (k_cache, v_cache))
+            return out
+        return paged_decode_triton.paged_decode(
+            q, k_cache, v_cache, self.table, self.lens, scale, None, None, tile, min_split, fresh
+        )
 
     def measure(self, setting: Setting, attend: Any = None) -> float:
         """Microseconds a layer, the median of graph replays."""
@@ -192,6 +221,23 @@ def compile_some(job: int, jobs: int) -> None:
         if i % jobs == job:
             dependent.available = lambda device, on=programmatic: on
             product(config, x, weight, gates)
+            if programmatic:
+                compile_deferred(config, x, weight, gates)
+
+
+def compile_deferred(config: Any, x: torch.Tensor, weight: torch.Tensor, gates: bool) -> None:
+    """As the producer of a norm, and as the consumer of one that each width of tile made."""
+    small_m_triton.linear_add_norm(x, weight[:4096], None, x, x[0], 1e-5, config)
+    for block in {block for block, *_ in CONFIGS}:
+        squares = torch.zeros(4096 // block, small_m_triton.BLOCK_M, device="cuda")
+        norm = reference.DeferredNorm(x, squares, 1e-5)
+        small_m_triton.linear(norm, weight, None, None, config, gates)
+
+
+def deferred(setting: Setting) -> Setting:
+    """The same with deferred norms, and the own kernel wherever cuBLAS was chosen."""
+    own = {name: config or (64, 256, 2, 4, 4) for name, config in setting.configs.items()}
+    return replace(setting, configs=own, deferred=True)
 
 
 def tune(chain: Chain, start: Setting, log: list[Any]) -> Setting:
@@ -204,6 +250,8 @@ def tune(chain: Chain, start: Setting, log: list[Any]) -> Setting:
             if gated and (name != "gate_up" or config is None):
                 continue
             if config is not None and not small_m_triton.fits(config, n, k):
+                continue
+            if config is None and start.deferred:
                 continue
             setting = best.with_(name, config, gated)
             us = chain.measure(setting)
@@ -311,6 +359,15 @@ def main() -> int:
         log.append((rows, "start", plain, pdl))
         best = attention_sweep(chain, start, log)
         best = tune(chain, best, log)
+        for other in (replace(best, rotates=True), replace(deferred(best), rotates=True)):
+            print(f"rows {rows}: {chain.measure(other):.2f} us a layer: {other}", flush=True)
+            print(race_check(chain, other), flush=True)
+            log.append((rows, "rotates", other.deferred, chain.measure(other)))
+        other = tune(chain, deferred(best), log)
+        print(f"rows {rows}: deferred norms {chain.measure(other):.2f} us a layer", flush=True)
+        print("deferred:", race_check(chain, other), flush=True)
+        if chain.measure(other) < chain.measure(best) * MARGIN:
+            best = other
         for columns in (128, 512):
             small_m_triton.PREFETCH = columns
             log.append((rows, "prefetch", columns, chain.measure(best)))

@@ -1,8 +1,9 @@
 """flashinfer: paged prefill (fa3 or fa2) and tensor-core decode, also under CUDA graphs.
 
 flashinfer plans on the host: it lays out which block reads which pages, and sends that through
-one pinned buffer. The buffer of a step that is still running must not be written, so everything
-with a plan exists twice and steps take turns; with two steps under way that is enough.
+one pinned buffer. The buffer of a step that has not started must not be written, so everything
+with a plan exists twice and steps take turns. With two steps under way that is enough; in a
+pipeline there are more, and a plan waits until the one before last has left its buffer.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import flashinfer
 import numpy as np
 import numpy.typing as npt
 import torch
+
+# By name: a release that lacks one shows it here, where another backend can still be chosen.
+from flashinfer import BatchDecodeWithPagedKVCacheWrapper, BatchPrefillWithPagedKVCacheWrapper
+from flashinfer.decode import fast_decode_plan
 
 from hpcserve.attention.base import AttentionBackend, AttentionCaps, AttentionMetadata
 from hpcserve.ops.page_index import page_index
@@ -69,6 +73,8 @@ class FlashInfer(AttentionBackend):
         self._graphs: dict[int, Any] = {}
         self._indices = torch.empty(0, dtype=torch.int32, device=device)
         self._turn = 0
+        # Of each turn: when its plan was read out of the pinned buffers.
+        self._sent = [torch.cuda.Event() for _ in range(2)]
         self._capturing: Any = None
         self._own_split: int | None = None
 
@@ -77,12 +83,13 @@ class FlashInfer(AttentionBackend):
     def plan(self, meta: AttentionMetadata) -> None:
         self._capturing = None
         self._own_split = None
-        self._turn ^= 1
+        self._take_turn()
         pages = self._pages(meta)
         if meta.num_decodes:
             self._plan_decodes(meta, pages)
         if meta.num_prefills:
             self._plan_prefills(meta, pages)
+        self._sent[self._turn].record()
 
     def _plan_decodes(self, meta: AttentionMetadata, pages: _Pages) -> None:
         count = meta.num_decodes
@@ -181,10 +188,10 @@ class FlashInfer(AttentionBackend):
         if self._split_of_own(len(host_seq_lens), variant) is not None:
             return
         wrapper = self._graphs[len(host_seq_lens)]
-        self._turn ^= 1
+        self._take_turn()
         indptr, last_page_len = self._host_pages(host_seq_lens)
         wrapper._pin_memory_int_workspace_buffer = self._pinned[self._turn]
-        flashinfer.decode.fast_decode_plan(
+        fast_decode_plan(
             wrapper,
             indptr,
             self._indices[:0],  # page_index fills the list, inside the graph
@@ -198,12 +205,13 @@ class FlashInfer(AttentionBackend):
             sm_scale=self.scale,
             global_override_indptr_cpu=indptr,
         )
+        self._sent[self._turn].record()
 
     def _graph_wrapper(self, rows: int, max_pages: int) -> Any:
         """A decode wrapper whose buffers a graph may hold on to, planned once in full."""
         if len(self._indices) < rows * max_pages:
             self._indices = torch.zeros(rows * max_pages, dtype=torch.int32, device=self._device)
-        wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        wrapper = BatchDecodeWithPagedKVCacheWrapper(
             self._workspace,
             "NHD",
             use_cuda_graph=True,
@@ -235,6 +243,10 @@ class FlashInfer(AttentionBackend):
 
     # ------------------------------------------------------------ pages and wrappers
 
+    def _take_turn(self) -> None:
+        self._turn ^= 1
+        self._sent[self._turn].synchronize()
+
     def _host_pages(
         self, host_seq_lens: npt.NDArray[np.int32]
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,12 +274,10 @@ class FlashInfer(AttentionBackend):
     def _prefill_wrapper(self) -> Any:
         hopper = torch.cuda.get_device_capability(self._device) == (9, 0)
         backend = "fa3" if hopper and self.head_dim in _FA3_HEAD_DIMS else "fa2"
-        return flashinfer.BatchPrefillWithPagedKVCacheWrapper(
-            self._workspace, "NHD", backend=backend
-        )
+        return BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD", backend=backend)
 
     def _decode_wrapper(self) -> Any:
-        return flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        return BatchDecodeWithPagedKVCacheWrapper(
             self._workspace, "NHD", use_tensor_cores=True, backend="fa2"
         )
 

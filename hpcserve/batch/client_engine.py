@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,18 +62,19 @@ class _Prepared:
 class ClientPreparer:
     """Bodies to token ids; what only the engine can refuse is refused when it is given the row."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, defaults: Mapping[str, Any]) -> None:
         self._tokenizer = tokenizer
+        self._defaults = defaults
 
     def prepare(self, url: str, body: dict[str, Any]) -> PreparedRequest:
         """Parse, render and tokenise."""
         parsed: ChatBody | CompletionBody
         if url == CHAT_URL:
             parsed = parse_body(ChatBody, body)
-            inputs = [chat_input(parsed, self._tokenizer)]
+            inputs = [chat_input(parsed, self._tokenizer, self._defaults)]
         else:
             parsed = parse_body(CompletionBody, body)
-            inputs = completion_inputs(parsed, self._tokenizer)
+            inputs = completion_inputs(parsed, self._tokenizer, self._defaults)
         ids = [_as_array(one.prompt_token_ids) for one in inputs]
         num_tokens = sum(map(_num_tokens, inputs))
         prefix = ids[0][:_PREFIX_TOKENS].tobytes() if ids else b""
@@ -84,12 +85,14 @@ class ClientPreparer:
 
 @dataclass(frozen=True)
 class ClientRecipe:
-    """options: of an engine whose model is a folder here."""
+    """options: of an engine whose model is a folder here.  defaults: its sampling's."""
 
     options: dict[str, Any]
+    defaults: dict[str, Any]
 
     def make(self) -> ClientPreparer:
-        return ClientPreparer(load_tokenizer(EngineConfig.from_options(self.options)))
+        tokenizer = load_tokenizer(EngineConfig.from_options(self.options))
+        return ClientPreparer(tokenizer, self.defaults)
 
 
 class ClientEngine:
@@ -100,8 +103,10 @@ class ClientEngine:
         self._tokenizer = client.tokenizer
         self._model_name = model_name
         self.model_names = model_names
-        self.preparer: RowPreparer = ClientPreparer(client.tokenizer)
-        self.recipe: PreparerRecipe | None = ClientRecipe(client.config.to_options())
+        defaults = client.sampling_defaults
+        self.preparer: RowPreparer = ClientPreparer(client.tokenizer, defaults)
+        options = client.config.to_options()
+        self.recipe: PreparerRecipe | None = ClientRecipe(options, dict(defaults))
         # Drawing each answer's id from the system would let go of the interpreter every time.
         self._run_id = uuid.uuid4().hex[:24]
         self._numbers = itertools.count()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcserve.config.engine import EngineConfig
+from hpcserve.config.generation import sampling_defaults
 from hpcserve.errors import ModelError
 
 #: Small files are told apart by their bytes, big ones (the weights) by their names and sizes.
@@ -24,6 +25,8 @@ def model_content(config: EngineConfig) -> dict[str, Any]:
     facts = _folder_facts(Path(model.model))
     facts |= {"revision": model.revision, "dtype": model.dtype, "load_format": model.load_format}
     facts["context_length"] = model.context_length
+    facts["sampling_defaults"] = sampling_defaults(model)
+    facts["sampling_defaults"] = sampling_defaults(model)
     if model.tokenizer not in (None, model.model):
         facts |= {f"tokenizer {k}": v for k, v in _folder_facts(Path(str(model.tokenizer))).items()}
     return facts

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 import typing
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from hpcserve.bench.presets import PRESETS
-from hpcserve.bench.roofline import H200_BYTES_PER_S, H200_FLOPS_PER_S
+from hpcserve.bench.roofline import H200_BYTES_PER_S, H200_FLOPS_PER_S, Hardware
 from hpcserve.bench.workloads.base import workload_class, workload_names
 from hpcserve.config.option import Option, options_of
+
+if TYPE_CHECKING:
+    from hpcserve.bench.selection import Selection
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -98,6 +102,33 @@ def hardware_options(function: F) -> F:
             help="GPUs that share the model",
         ),
     )(function)
+
+
+def hardware_of(params: dict[str, Any]) -> Hardware:
+    """What `hardware_options` were set to."""
+    return Hardware(params["bandwidth"], params["peak_flops"], params["num_gpus"])
+
+
+def selection_of(params: dict[str, Any]) -> Selection:
+    """What `workload_options` were set to."""
+    from hpcserve.bench.selection import select
+
+    return select(
+        workload=params["workload"],
+        preset=params["preset"],
+        trace=params["trace"],
+        values=workload_values(params),
+    )
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def note(text: str) -> None:
+    """What is no result goes to stderr."""
+    click.echo(text, err=True)
 
 
 def _all(*decorators: Callable[[Any], Any]) -> Callable[[F], F]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hpcserve.config.option import option
+from hpcserve.errors import ConfigError
 
 DEVICES = ("auto", "cuda", "cpu")
+GRAMMAR_BACKENDS = ("xgrammar", "none")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class BackendConfig:
         help="another attention backend for steps of decodes alone",
         metavar="NAME",
     )
+    grammar_backend: str = option(
+        "xgrammar",
+        "--grammar-backend",
+        choices=GRAMMAR_BACKENDS,
+        help="what holds answers to a JSON schema, a regex or an EBNF; none: refuse such requests",
+    )
     enable_cuda_graph: bool = option(
         True,
         "--enable-cuda-graph",
@@ -48,3 +56,12 @@ class BackendConfig:
         "--cpu-threads",
         help="torch threads on a CPU; default: all cores but one, at least one",
     )
+
+    def __post_init__(self) -> None:
+        if self.cuda_graph_max_bs is not None and self.cuda_graph_max_bs < 1:
+            raise ConfigError(
+                f"cuda_graph_max_bs is {self.cuda_graph_max_bs}; it must be at least 1 "
+                "(--disable-cuda-graph for none)"
+            )
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise ConfigError(f"cpu_threads is {self.cpu_threads}; it must be at least 1")

@@ -43,6 +43,14 @@ class ModelConfig:
     chat_template: str | None = option(
         None, "--chat-template", help="jinja file that replaces the checkpoint's chat template"
     )
+    generation_config: str = option(
+        "auto",
+        "--generation-config",
+        "--sampling-defaults",
+        help="sampling defaults: auto takes the model's generation_config.json, none no file, "
+        "else a folder that has one",
+        metavar="auto|none|FOLDER",
+    )
     trust_remote_code: bool = option(
         False, "--trust-remote-code", help="let the tokenizer run code that the checkpoint carries"
     )

@@ -22,6 +22,9 @@ from hpcserve.log import get_logger
 _PACKAGE = "hpcserve.attention"
 #: `auto` takes the first of these that is there and can; the rest only if asked for.
 PREFERENCE = ("flashinfer", "triton", "torch_sdpa")
+#: What an import of flashinfer raises besides a missing module or symbol: versions of its packages
+#: that do not match (RuntimeError), a workspace that cannot be written (OSError).
+_LOAD_ERRORS = (ImportError, RuntimeError, OSError)
 _log = get_logger(__name__)
 
 
@@ -33,7 +36,10 @@ def choose_attention(
     Raises ConfigError that says what the backend lacks.
     """
     if name != "auto":
-        chosen = _load(name)
+        try:
+            chosen = _load(name)
+        except _LOAD_ERRORS as error:
+            raise ConfigError(f"attention backend {name} cannot be loaded: {error}") from error
         reason = cannot(chosen.caps, device, page_size, head_dim, dtype)
         if reason:
             raise ConfigError(f"attention backend {name} cannot run here: it has no {reason}")
@@ -51,7 +57,7 @@ def choose_attention(
             continue
         try:
             found = _load(candidate)
-        except ImportError as error:
+        except _LOAD_ERRORS as error:
             # On a CPU nobody misses it.
             level = logging.INFO if device.type == "cuda" else logging.DEBUG
             _log.log(level, "attention backend %s is left out: %s", candidate, error)

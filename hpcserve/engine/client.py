@@ -10,28 +10,27 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import numpy as np
 
-from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
-from hpcserve.distributed.topology import Topology
+from hpcserve.config.generation import sampling_defaults
+from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
-from hpcserve.engine.nodes import Nodes
-from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
+from hpcserve.engine.open_request import OpenRequest
+from hpcserve.engine.output_processor import OutputProcessor
 from hpcserve.engine.replica import Replica
+from hpcserve.engine.replica_set import ReplicaEvents, ReplicaSet
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
-from hpcserve.engine.router import PrefixRouter
-from hpcserve.engine.supervisor import CORE_MODULE, start_error
+from hpcserve.engine.supervisor import CORE_MODULE
 from hpcserve.engine.supported_layout import check_layout
 from hpcserve.errors import (
     ContextLengthError,
     EngineDeadError,
     EngineError,
-    EngineStartError,
     HpcserveError,
     InvalidParameterError,
 )
@@ -39,17 +38,13 @@ from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.ipc.messages import (
     AbortRequests,
     ControlReply,
-    ControlRequest,
-    CoreMessage,
     EngineCoreOutputs,
     EngineCoreRequest,
-    EngineDead,
     Int32Array,
     Ready,
     RequestFailed,
     SchedulerStats,
 )
-from hpcserve.log import get_logger
 from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
 from hpcserve.scheduler.lockstep import total_stats
@@ -58,66 +53,36 @@ from hpcserve.tokenizer.tokenizer import Tokenizer
 # Faces import the engine from here alone.
 __all__ = ["CORE_MODULE", "EngineClient", "RequestStream"]
 
-logger = get_logger(__name__)
-
-_CONTROL_TIMEOUT_S = 30.0
 #: Writing a trace takes longer than anything else.
 _PROFILE_TIMEOUT_S = 600.0
-_DRAIN_POLL_S = 0.05
-#: A core's last words travel by another way than the news of its end: they may come later.
-_LAST_WORDS_S = 0.2
-#: Longest pause before a replica that keeps dying is started once more.
-_RESTART_MOST_S = 60.0
-
-
-class _Call:
-    """A control request that several replicas answer."""
-
-    def __init__(self, done: asyncio.Future[list[ControlReply]], asked: set[int]) -> None:
-        self.done = done
-        self._missing = asked
-        self._replies: list[ControlReply] = []
-
-    def answer(self, index: int, reply: ControlReply) -> None:
-        self._replies.append(reply)
-        self.give_up(index)
-
-    def give_up(self, index: int) -> None:
-        """This replica's answer is here, or will not come."""
-        self._missing.discard(index)
-        if not self._missing and not self.done.done():
-            self.done.set_result(self._replies)
 
 
 class EngineClient:
     """Made by `start` (a core of its own) or `connect` (a core that runs)."""
 
-    def __init__(self, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: EngineConfig | None = None,
+        *,
+        module: str = CORE_MODULE,
+    ) -> None:
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
-        self.dead: EngineDeadError | None = None
-        #: Set when the engine is gone.
-        self.died = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[Ready] = self._loop.create_future()
+        #: Sampling parameters for requests that do not say them, of the model's own.
+        self.sampling_defaults = sampling_defaults(self.config.model)
         self._processor = OutputProcessor()
         self._streams: dict[str, RequestStream] = {}
         self._names = itertools.count()
         #: Name of a request -> the replica that works on it.
         self._homes: dict[str, Replica] = {}
-        #: By call: the answers so far, of how many replicas.
-        self._calls: dict[int, _Call] = {}
-        self._call_ids = itertools.count()
+        self._calls = ControlCalls()
         self._admits = True
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._replicas: list[Replica] = []
-        self._router = PrefixRouter()
-        self._nodes: Nodes | None = None
-        self._module = CORE_MODULE
-        self._restarts: set[asyncio.Task[None]] = set()
-        self._num_restarts: Counter[int] = Counter()
+        events = ReplicaEvents(self._on_message, self._on_lost, self._on_dead)
+        self._replicas = ReplicaSet(self.config, events, module=module)
 
     # ------------------------------------------------------------ life
 
@@ -132,21 +97,13 @@ class EngineClient:
     ) -> EngineClient:
         """Start a core process for each replica and wait until they answer.
 
-        Raises EngineStartError, or ModelError where the model is to blame.
+        Raises EngineStartError, ConfigError, or ModelError where the model is to blame.
         """
         check_layout(config)
-        client = cls(tokenizer, config)
-        client._module = module
-        try:
-            if config.parallel.nnodes > 1:
-                client._nodes = Nodes(config, client._on_node_lost, client._on_core_ended)
-                await client._nodes.wait()
-            for index in range(config.parallel.num_cores):
-                client._replicas.append(await client._spawn(index))
-            await client._wait_ready(timeout_s)
-        except BaseException:
-            await client.close()
-            raise
+        client = cls(tokenizer, config, module=module)
+        async with client._closed_on_failure():
+            await client._replicas.start()
+            await client._replicas.wait_ready(timeout_s)
         return client
 
     @classmethod
@@ -171,23 +128,38 @@ class EngineClient:
     ) -> EngineClient:
         """Use a core that somebody else started, and leave it running afterwards."""
         client = cls(tokenizer, config)
-        try:
-            client._replicas.append(Replica(0, endpoint, client._on_message, owns_core=False))
-            await client._wait_ready(timeout_s)
-        except BaseException:
-            await client.close()
-            raise
+        async with client._closed_on_failure():
+            client._replicas.connect(endpoint)
+            await client._replicas.wait_ready(timeout_s)
         return client
+
+    @asynccontextmanager
+    async def _closed_on_failure(self) -> AsyncIterator[None]:
+        """A start that fails, or is cancelled, leaves no process behind."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.close)
+            yield
+            stack.pop_all()
 
     @property
     def ready(self) -> Ready:
         """What the first core said of itself: context length, vocabulary, size of the KV cache."""
-        return self._ready.result()
+        return self._replicas.ready
 
     @property
     def replicas(self) -> list[Replica]:
         """The engine's replicas, as they are now."""
-        return list(self._replicas)
+        return self._replicas.members
+
+    @property
+    def dead(self) -> EngineDeadError | None:
+        """Why the engine is gone, if it is."""
+        return self._replicas.dead
+
+    @property
+    def died(self) -> asyncio.Event:
+        """Set when the engine is gone."""
+        return self._replicas.died
 
     @property
     def is_alive(self) -> bool:
@@ -215,15 +187,8 @@ class EngineClient:
         if self._closed:
             return
         self._closed = True
-        self._fail_all(EngineDeadError("the engine was closed"))
-        for task in self._restarts:
-            task.cancel()
-        shutdown = ControlRequest(next(self._call_ids), "shutdown")
-        await asyncio.gather(*(replica.close(shutdown) for replica in self._replicas))
-        if self._nodes is not None:
-            self._nodes.close()
-        if self._ready.done() and not self._ready.cancelled():
-            self._ready.exception()  # seen: whoever waited was told
+        self._on_dead(EngineDeadError("the engine was closed"))
+        await self._replicas.close()
 
     # ------------------------------------------------------------ requests
 
@@ -243,12 +208,14 @@ class EngineClient:
         Raises RequestError where it cannot run, EngineError where there is no engine.
         """
         ids = self.check(prompt_token_ids, params)
+        if not -(2**63) <= priority < 2**63:
+            raise InvalidParameterError("priority", f"{priority} does not fit in 64 bits")
         name = f"request-{next(self._names)}" if name is None else name
         if name in self._streams:
             raise InvalidParameterError("rid", f"{name!r} is running already")
         request = OpenRequest(name, prompt_token_ids, params, self.tokenizer, streams=streams)
         stream = RequestStream(request, self._close_request)
-        replica = self._choose(ids)
+        replica = self._replicas.choose(ids)
         self._homes[name] = replica
         replica.num_open += 1
         self._streams[name] = stream
@@ -317,7 +284,7 @@ class EngineClient:
 
     def check_admits(self) -> None:
         """Raise EngineError where no request is taken: the engine is gone, or drains."""
-        self._check_alive()
+        self._replicas.check_alive()
         if self._closed or not self._admits:
             raise EngineError("the server is shutting down and takes no more requests")
 
@@ -337,7 +304,7 @@ class EngineClient:
 
     async def stats(self) -> SchedulerStats:
         """Gauges and counters, summed over the replicas that live."""
-        stats = [reply.stats for reply in await self._call("stats") if reply.stats is not None]
+        stats = [reply.stats for reply in await self._ask("stats") if reply.stats is not None]
         if not stats:
             raise EngineError("the engine gave no statistics")
         return total_stats(stats)
@@ -347,82 +314,36 @@ class EngineClient:
 
         Raises EngineError where no other would take requests.
         """
-        replica = self._replicas[index]
-        if not any(one.takes_requests for one in self._replicas if one is not replica):
-            raise EngineError(f"replica {index} is the only one that takes requests")
-        replica.draining = True
-        while replica.num_open and replica.dead is None:
-            await asyncio.sleep(_DRAIN_POLL_S)
+        await self._replicas.drain(index)
 
     def resume_replica(self, index: int) -> None:
         """Give a drained replica requests again."""
-        self._replicas[index].draining = False
+        self._replicas.resume(index)
 
     async def flush_cache(self) -> None:
         """Drop every page of the KV cache that no request uses."""
-        await self._call("flush_cache")
+        await self._ask("flush_cache")
 
     async def start_profile(self, folder: str) -> None:
         """Let every replica record a torch profiler trace. Raises EngineError where it cannot."""
-        await self._call("start_profile", folder)
+        await self._ask("start_profile", folder)
 
     async def stop_profile(self) -> list[str]:
         """The paths of the traces, which are written now. Raises EngineError where none is taken."""
-        replies = await self._call("stop_profile", timeout_s=_PROFILE_TIMEOUT_S)
+        replies = await self._ask("stop_profile", timeout_s=_PROFILE_TIMEOUT_S)
         return [reply.result for reply in replies]
 
-    async def _call(
-        self, kind: str, argument: str = "", *, timeout_s: float = _CONTROL_TIMEOUT_S
+    async def _ask(
+        self, kind: str, argument: str = "", *, timeout_s: float = CALL_TIMEOUT_S
     ) -> list[ControlReply]:
-        """Ask every replica that lives; one that ends meanwhile is not waited for."""
-        self._check_alive()
-        call_id = next(self._call_ids)
-        asked = {one.index for one in self._replicas if one.ready is not None and one.dead is None}
-        call = self._calls[call_id] = _Call(self._loop.create_future(), asked)
-        for index in sorted(asked):
-            self._replicas[index].send(ControlRequest(call_id, kind, argument))
-        try:
-            replies = await asyncio.wait_for(call.done, timeout_s)
-        except asyncio.TimeoutError:
-            raise EngineError(f"the engine did not answer {kind} in {timeout_s:.0f} s") from None
-        finally:
-            del self._calls[call_id]
-        for reply in replies:
-            if reply.error is not None:
-                raise EngineError(f"{kind}: {reply.error}")
-        return replies
+        self._replicas.check_alive()
+        return await self._calls.ask(self._replicas.members, kind, argument, timeout_s=timeout_s)
 
     # ------------------------------------------------------------ inside
 
-    async def _spawn(self, index: int) -> Replica:
-        """Start a replica's core, here or on the node where its first rank is."""
-        topology = Topology(self.config.parallel)
-        if self._nodes is not None and topology.core_node(index) > 0:
-            return Replica(index, await self._nodes.start_core(index), self._on_message)
-        workers = None
-        if self._nodes is not None and topology.spans_nodes(index):
-            workers = self._nodes.start_workers()
-        return Replica.spawn(
-            index, self.config, self._on_message, module=self._module, workers=workers
-        )
-
-    def _on_node_lost(self, node_rank: int, host: str) -> None:
-        topology = Topology(self.config.parallel)
-        for replica in list(self._replicas):
-            nodes = {topology.place(rank).node_rank for rank in topology.replica(replica.index)}
-            if node_rank in nodes:
-                replica.lost(f"node {node_rank} ({host}) is gone")
-
-    def _on_core_ended(self, dp_rank: int, exit_code: int, reason: str) -> None:
-        self._loop.call_later(_LAST_WORDS_S, self._replicas[dp_rank].lost, reason, exit_code)
-
-    def _choose(self, ids: Int32Array) -> Replica:
-        loads = {one.index: one.num_open for one in self._replicas if one.takes_requests}
-        if not loads:
-            raise EngineError("no replica takes requests at the moment; try again later")
-        return self._replicas[self._router.choose(ids, loads)]
-
-    def _on_message(self, replica: Replica, message: CoreMessage) -> None:
+    def _on_message(
+        self, replica: Replica, message: EngineCoreOutputs | RequestFailed | ControlReply
+    ) -> None:
         if isinstance(message, EngineCoreOutputs):
             stopped = self._processor.process(message)
             if stopped:
@@ -430,14 +351,8 @@ class EngineClient:
             self._forget_finished()
         elif isinstance(message, RequestFailed):
             self._on_failed(message)
-        elif isinstance(message, ControlReply):
-            if (call := self._calls.get(message.call_id)) is not None:
-                call.answer(replica.index, message)
-        elif isinstance(message, Ready):
-            if not self._ready.done() and all(one.ready is not None for one in self._replicas):
-                self._ready.set_result(self._replicas[0].ready or message)
         else:
-            self._on_dead(replica, message)
+            self._calls.answer(replica, message)
 
     def _forget_finished(self) -> None:
         for name in self._processor.take_finished():
@@ -458,62 +373,19 @@ class EngineClient:
             home.send(AbortRequests(running))
         self._forget_finished()
 
-    def _on_dead(self, replica: Replica, message: EngineDead) -> None:
-        """A replica that served is started again while others serve; else it is the end."""
-        if self.dead is not None or self._closed:
-            return
-        others = any(one.ready and not one.dead for one in self._replicas)
-        if self._ready.done() and others:
-            self._replace(replica, message)
-            return
-        self.dead = EngineDeadError(f"the engine is gone ({message.role}): {message.reason}")
-        self.died.set()
-        if not self._ready.done():
-            self._ready.set_exception(start_error(message))
-        self._fail_all(self.dead)
-
-    def _replace(self, replica: Replica, message: EngineDead) -> None:
-        text = f"replica {replica.index} is gone ({message.role}): {message.reason}"
-        logger.error("%s; the others go on, it is started again", text)
+    def _on_lost(self, replica: Replica, error: EngineDeadError) -> None:
+        """What one replica of several worked on has failed."""
         for name in [name for name, home in self._homes.items() if home is replica]:
-            self._processor.close(self._streams[name].request, EngineDeadError(text))
+            self._processor.close(self._streams[name].request, EngineDeadError(str(error)))
         self._forget_finished()
-        for call in self._calls.values():
-            call.give_up(replica.index)
-        self._router.forget(replica.index)
-        task = asyncio.ensure_future(self._restart(replica))
-        self._restarts.add(task)
-        task.add_done_callback(self._restarts.discard)
+        self._calls.give_up(replica)
 
-    async def _restart(self, gone: Replica) -> None:
-        """Put a new core in the place of one that is gone, after a pause that grows."""
-        self._num_restarts[gone.index] += 1
-        pause_s = min(_RESTART_MOST_S, 0.1 * 4 ** (self._num_restarts[gone.index] - 1))
-        await gone.close(ControlRequest(next(self._call_ids), "shutdown"))
-        await asyncio.sleep(pause_s)
-        self._replicas[gone.index] = await self._spawn(gone.index)
-
-    def _fail_all(self, error: EngineDeadError) -> None:
+    def _on_dead(self, error: EngineDeadError) -> None:
+        """Nothing will be answered any more."""
         for stream in list(self._streams.values()):
             self._processor.close(stream.request, EngineDeadError(str(error)))
         self._forget_finished()
-        for call in self._calls.values():
-            if not call.done.done():
-                call.done.set_exception(EngineDeadError(str(error)))
-
-    def _check_alive(self) -> None:
-        if self.dead is not None:
-            raise EngineDeadError(str(self.dead))
-
-    async def _wait_ready(self, timeout_s: float | None) -> None:
-        limit_s = envs.HPCSERVE_START_TIMEOUT_S.get() if timeout_s is None else timeout_s
-        try:
-            await asyncio.wait_for(asyncio.shield(self._ready), limit_s)
-        except asyncio.TimeoutError:
-            raise EngineStartError(
-                f"the engine was not ready after {limit_s:g} s; see its log above, or allow more "
-                f"with {envs.HPCSERVE_START_TIMEOUT_S.name}"
-            ) from None
+        self._calls.fail(error)
 
     async def __aenter__(self) -> EngineClient:
         return self

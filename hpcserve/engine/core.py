@@ -15,9 +15,10 @@ import psutil
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.core_outputs import by_frontend
 from hpcserve.engine.executor import Executor, StepHandle
+from hpcserve.engine.grammar_gate import GrammarGate
 from hpcserve.engine.router import PrefixRouter
 from hpcserve.engine.step_log import StepLog
-from hpcserve.errors import EngineError, HpcserveError
+from hpcserve.errors import EngineError, GrammarError, HpcserveError
 from hpcserve.ipc.channel import CoreChannel
 from hpcserve.ipc.endpoints import folder_of
 from hpcserve.ipc.messages import (
@@ -40,6 +41,8 @@ logger = get_logger(__name__)
 
 #: An idle core looks up this often, only to notice a signal; requests wake it at once.
 _IDLE_POLL_MS = 1000
+#: An idle core with grammars that are being compiled.
+_GRAMMAR_POLL_MS = 2
 _SEED_STRIDE = 1_000_003
 
 
@@ -51,6 +54,7 @@ class EngineCore:
         page_size = config.cache.page_size
         reuse = config.cache.enable_radix_cache
         self._executor = executor
+        self._gate = GrammarGate(executor)
         # What came before the workers' own phases: Python, its imports, starting processes.
         age_s = time.time() - psutil.Process().create_time()
         self._imports_s = max(0.0, age_s - sum(info.timings_s.values()))
@@ -121,8 +125,14 @@ class EngineCore:
             self._last_end_s = None
         self._was_busy = busy
         self._executor.check()
-        for frontend, message in self._channel.receive(0 if busy else _IDLE_POLL_MS):
+        idle_ms = _GRAMMAR_POLL_MS if self._gate else _IDLE_POLL_MS
+        for frontend, message in self._channel.receive(0 if busy else idle_ms):
             self._handle(frontend, message)
+        for frontend, request, refusal in self._gate.opened():
+            if refusal is None:
+                self._add(frontend, request)
+            else:
+                self._refuse(frontend, request, GrammarError(refusal))
 
     def _step(self) -> None:
         issued = None
@@ -136,6 +146,7 @@ class EngineCore:
             for frontend, message in by_frontend(updates, output).items():
                 if not self._channel.send(frontend, message):
                     self._scheduler.abort_all(frontend)
+                    self._gate.abort(frontend)
             self._log.on_step(time.monotonic())
 
     def _duration_s(self) -> float | None:
@@ -147,16 +158,24 @@ class EngineCore:
 
     def _handle(self, frontend: bytes, message: FrontendMessage) -> None:
         if isinstance(message, EngineCoreRequest):
-            try:
-                self._scheduler.add(message, frontend)
-            except HpcserveError as error:
-                code = error.code or type(error).__name__
-                self._channel.send(frontend, RequestFailed(message.request_id, code, str(error)))
+            if self._gate.admits(frontend, message):
+                self._add(frontend, message)
         elif isinstance(message, AbortRequests):
+            self._gate.abort(frontend, message.request_ids)
             for request_id in message.request_ids:
                 self._scheduler.abort(request_id, frontend)
         else:
             self._channel.send(frontend, self._control(message))
+
+    def _add(self, frontend: bytes, request: EngineCoreRequest) -> None:
+        try:
+            self._scheduler.add(request, frontend)
+        except HpcserveError as error:
+            self._refuse(frontend, request, error)
+
+    def _refuse(self, frontend: bytes, request: EngineCoreRequest, error: HpcserveError) -> None:
+        code = error.code or type(error).__name__
+        self._channel.send(frontend, RequestFailed(request.request_id, code, str(error)))
 
     def _control(self, message: ControlRequest) -> ControlReply:
         error, result = None, ""

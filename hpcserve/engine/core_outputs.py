@@ -35,11 +35,9 @@ def by_frontend(
 def _add_logprobs(
     message: EngineCoreOutputs, update: TokenUpdate, output: ModelRunnerOutput
 ) -> None:
-    """Keep `logprobs` aligned with the tokens, from the first step row that has any."""
+    """Called for every token of a step that has any, which keeps them aligned."""
     if message.logprobs is None:
         message.logprobs = []
-    missing = len(message.request_ids) - 1 - len(message.logprobs)
-    message.logprobs += [None] * missing
     message.logprobs.append((output.logprobs or {}).get(update.row))
 
 

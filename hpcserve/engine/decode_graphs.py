@@ -24,12 +24,10 @@ from hpcserve.ops.metadata import expand_decode, row_pages
 from hpcserve.ops.sampling import store_argmax
 
 _PADDING_SLOT = -1
-#: Replays that a graph's greedy tokens outlive: more than steps are ever under way.
-_TURNS = 4
 
 
 def ladder(max_rows: int) -> list[int]:
-    """Sizes up to `max_rows`: fine where a row more costs much, at most an eighth of padding."""
+    """Sizes up to `max_rows`: fine where a row more costs much; at most a quarter is padding."""
     sizes = [*range(1, 9), *range(12, 33, 4), *range(40, 65, 8), *range(80, 129, 16)]
     sizes += [*range(160, 257, 32), *range(320, 513, 64), *range(640, 1025, 128)]
     sizes += range(1280, max_rows + 256, 256)
@@ -38,7 +36,7 @@ def ladder(max_rows: int) -> list[int]:
 
 @dataclass(frozen=True)
 class DecodeOutputs:
-    """In the graph's own memory: valid until the next replay, token_ids until the fourth.
+    """In the graph's own memory: valid until the next replay, token_ids for num_turns of them.
 
     logits: [num_rows, vocab_size]; of a stage that is not the last, hidden states
     [num_rows, hidden_size].  token_ids: int64[num_rows], the logits' argmax on the last stage.
@@ -69,6 +67,8 @@ class DecodeGraphs:
 
     received: [max_rows, hidden_size] on a stage that is not the first, where the graphs read what
     the stage before sent.  makes_logits: False on a stage that is not the last.
+    num_turns: replays after which a graph writes its greedy tokens to the same place again: more
+    than steps are ever under way.
     """
 
     def __init__(
@@ -81,16 +81,20 @@ class DecodeGraphs:
         max_rows: int,
         received: torch.Tensor | None = None,
         makes_logits: bool = True,
+        num_turns: int = 4,
     ) -> None:
         self._model = model
         self._received = received
         self._makes_logits = makes_logits
+        self._num_turns = num_turns
         self._pool = pool
         self._backend = backend
         self._batch = batch
         self._sizes = ladder(max_rows)
         self._graphs: dict[tuple[int, int], _Captured] = {}
         self._memory = torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps a workspace (32 MiB on Hopper) for every stream it ever ran on.
+        self._warm_up_stream = torch.cuda.Stream(batch.device)
         self._turn = 0
 
     @property
@@ -115,7 +119,7 @@ class DecodeGraphs:
         """
         rows = len(slots)
         size = self._sizes[bisect.bisect_left(self._sizes, rows)]
-        self._turn = (self._turn + 1) % _TURNS
+        self._turn = (self._turn + 1) % self._num_turns
         host = np.zeros(2 * size + 1, np.int32)
         host[:size] = _PADDING_SLOT
         host[:rows] = slots
@@ -141,8 +145,8 @@ class DecodeGraphs:
         # The rows of the warm-up are padding: they run every kernel and write nothing.
         inputs = torch.zeros(2 * size + 1, dtype=torch.int32, device=self._batch.device)
         inputs[:size] = _PADDING_SLOT
-        token_ids = torch.zeros(_TURNS, size, dtype=torch.int64, device=self._batch.device)
-        stream = torch.cuda.Stream(self._batch.device)
+        token_ids = torch.zeros(self._num_turns, size, dtype=torch.int64, device=self._batch.device)
+        stream = self._warm_up_stream
         stream.wait_stream(torch.cuda.current_stream(self._batch.device))
         with torch.cuda.stream(stream):
             self._forward(inputs, token_ids, variant)

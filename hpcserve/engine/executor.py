@@ -8,7 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from hpcserve.errors import EngineError
-from hpcserve.ipc.messages import LockstepOutput, ModelRunnerOutput, SchedulerOutput, WorkerInfo
+from hpcserve.grammar import Grammar
+from hpcserve.ipc.messages import (
+    GrammarCompiled,
+    LockstepOutput,
+    ModelRunnerOutput,
+    SchedulerOutput,
+    WorkerInfo,
+)
 
 
 class StepHandle(ABC):
@@ -38,6 +45,14 @@ class Executor(ABC):
     def check(self) -> None:
         """Raise EngineDeadError where a worker is gone; cheap, called between steps."""
         return  # a worker in this process has no other way to be gone
+
+    @abstractmethod
+    def compile_grammar(self, grammar: Grammar) -> None:
+        """Begin to make it ready; `compiled_grammars` says when it is. Returns at once."""
+
+    @abstractmethod
+    def compiled_grammars(self) -> list[GrammarCompiled]:
+        """What became of grammars since the last call; cheap."""
 
     def start_profile(self, folder: str) -> None:
         """Record what runs from now on. Raises EngineError where it cannot."""

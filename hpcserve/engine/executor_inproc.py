@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 from hpcserve.config.engine import EngineConfig
@@ -9,7 +10,8 @@ from hpcserve.engine.executor import Executor, StepHandle
 from hpcserve.engine.step_profiler import StepProfiler
 from hpcserve.engine.worker import Worker
 from hpcserve.errors import ConfigError, EngineDeadError
-from hpcserve.ipc.messages import LockstepOutput, SchedulerOutput
+from hpcserve.grammar import Grammar
+from hpcserve.ipc.messages import GrammarCompiled, LockstepOutput, SchedulerOutput
 
 
 class InprocExecutor(Executor):
@@ -21,11 +23,21 @@ class InprocExecutor(Executor):
         self._worker: Worker | None = Worker(config)
         self.info = self._worker.info
         self._profiler = StepProfiler()
+        # Filled by the thread that compiles.
+        self._compiled: deque[GrammarCompiled] = deque()
 
     def submit(self, step: SchedulerOutput | LockstepOutput) -> StepHandle:
         if self._worker is None or isinstance(step, LockstepOutput):
             raise EngineDeadError("the executor was shut down, or is of one rank")
         return self._worker.submit(step)
+
+    def compile_grammar(self, grammar: Grammar) -> None:
+        if self._worker is None:
+            raise EngineDeadError("the executor was shut down")
+        self._worker.compile_grammar(grammar, self._compiled.append)
+
+    def compiled_grammars(self) -> list[GrammarCompiled]:
+        return [self._compiled.popleft() for _ in range(len(self._compiled))]
 
     def start_profile(self, folder: str) -> None:
         self._profiler.start(Path(folder))

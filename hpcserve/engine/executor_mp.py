@@ -18,9 +18,12 @@ from hpcserve.distributed.topology import Topology
 from hpcserve.engine.executor import Executor, StepHandle
 from hpcserve.engine.worker_process import WorkerProcess
 from hpcserve.errors import EngineDeadError, EngineStartError, HpcserveError
+from hpcserve.grammar import Grammar
 from hpcserve.ipc.endpoints import Endpoint, OwnedEndpoint, create_endpoint
 from hpcserve.ipc.messages import (
+    CompileGrammar,
     FromWorker,
+    GrammarCompiled,
     LockstepOutput,
     ModelRunnerOutput,
     SchedulerOutput,
@@ -76,6 +79,7 @@ class MpExecutor(Executor):
         self._output_ranks = [self._topology.output_rank(dp_rank) for dp_rank in dp_ranks]
         # Of replicas that step together: the results of the oldest step, until all are here.
         self._parts: dict[int, list[ModelRunnerOutput]] = {}
+        self._compiled: list[GrammarCompiled] = []
         self._watchdog_s = config.parallel.watchdog_timeout
         self._results: deque[ModelRunnerOutput] = deque()
         self._issued: deque[tuple[int, float]] = deque()
@@ -129,6 +133,15 @@ class MpExecutor(Executor):
             # The next one has the device from now on.
             self._issued[0] = (self._issued[0][0], time.monotonic())
         return output
+
+    # ------------------------------------------------------------ grammars
+
+    def compile_grammar(self, grammar: Grammar) -> None:
+        self._channel.broadcast(self._ranks, CompileGrammar(grammar))
+
+    def compiled_grammars(self) -> list[GrammarCompiled]:
+        compiled, self._compiled = self._compiled, []
+        return compiled
 
     # ------------------------------------------------------------ health
 
@@ -211,6 +224,8 @@ class MpExecutor(Executor):
         elif isinstance(message, WorkerBeat):
             self._beats[message.rank] = (time.monotonic(), message.last_step)
             self._channel.send(message.rank, WorkerBeat(-1), BEATS)
+        elif isinstance(message, GrammarCompiled):
+            self._compiled.append(message)
         elif isinstance(message, WorkerReady):
             self._ready[message.rank] = message.info
         elif isinstance(message, WorkerHello):

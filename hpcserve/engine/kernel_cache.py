@@ -48,12 +48,18 @@ def kernel_folder(arch: str | None) -> Path:
     return envs.HPCSERVE_CACHE_DIR.get() / "kernels" / cache_key(arch)
 
 
-def use_kernel_folder(arch: str | None, environment: MutableMapping[str, str] = os.environ) -> Path:
+def use_kernel_folder(
+    arch: str | None,
+    environment: MutableMapping[str, str] = os.environ,
+    *,
+    folder: Path | None = None,
+) -> Path:
     """Point every compiler at the folder, but where the user chose another one. Returns it.
 
-    Must run before triton or flashinfer is imported.
+    folder: another one than that of `kernel_folder`. Must run before triton or flashinfer is
+    imported.
     """
-    folder = kernel_folder(arch)
+    folder = folder or kernel_folder(arch)
     for variable, name in VARIABLES.items():
         environment.setdefault(variable, str(folder / name))
     if arch is not None:

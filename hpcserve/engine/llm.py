@@ -55,13 +55,14 @@ class LLM:
         """Continue each prompt; results stand in the order of the prompts.
 
         prompts: a text or list of token ids, or many of them.
-        sampling_params: for all, or one for each; default: greedy until EOS or full context.
+        sampling_params: for all, or one for each; default: `default_sampling_params`.
         progress: draw a bar on stderr.
         Raises RequestError for the first prompt that cannot run, before any of them starts.
         """
         many = _as_list(prompts)
         ids = self._encode(many)
-        outputs = self._run(self._complete(ids, _params_list(sampling_params, len(ids)), progress))
+        params = self._params_list(sampling_params, len(ids))
+        outputs = self._run(self._complete(ids, params, progress))
         for prompt, output in zip(many, outputs, strict=True):
             output.prompt = prompt if isinstance(prompt, str) else None
         return outputs
@@ -82,7 +83,14 @@ class LLM:
         ids: list[Sequence[int]] = [
             self.tokenizer.encode_chat(one, tools=tools, **variables) for one in many
         ]
-        return self._run(self._complete(ids, _params_list(sampling_params, len(ids)), progress))
+        params = self._params_list(sampling_params, len(ids))
+        return self._run(self._complete(ids, params, progress))
+
+    @property
+    def default_sampling_params(self) -> SamplingParams:
+        """What is used where none are given: the model's own, read from its
+        generation_config.json; greedy where it does not say; until EOS or full context."""
+        return SamplingParams(**{"temperature": 0.0, **self._client.sampling_defaults})
 
     def stats(self) -> SchedulerStats:
         """Gauges and counters of the engine."""
@@ -125,6 +133,19 @@ class LLM:
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         encoded = iter(self.tokenizer.encode_batch(texts))
         return [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    def _params_list(
+        self, given: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> list[SamplingParams]:
+        if given is None:
+            given = self.default_sampling_params
+        if isinstance(given, SamplingParams):
+            return [given] * count
+        if len(given) != count:
+            raise UsageError(
+                f"{len(given)} sampling params for {count} prompts; give one, or one each"
+            )
+        return list(given)
 
     async def _complete(
         self, prompts: list[Sequence[int]], params: list[SamplingParams], progress: bool
@@ -181,15 +202,3 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if prompts and isinstance(prompts[0], int):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
-
-
-def _params_list(
-    given: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> list[SamplingParams]:
-    if given is None:
-        given = SamplingParams(temperature=0.0)
-    if isinstance(given, SamplingParams):
-        return [given] * count
-    if len(given) != count:
-        raise UsageError(f"{len(given)} sampling params for {count} prompts; give one, or one each")
-    return list(given)

@@ -10,8 +10,10 @@ import torch
 
 from hpcserve.attention.base import AttentionBackend
 from hpcserve.distributed.parallel_state import PipelineStage, ReplicaGather
+from hpcserve.engine.constraints import Constraints
 from hpcserve.engine.decode_graphs import DecodeGraphs
 from hpcserve.engine.executor import StepHandle
+from hpcserve.engine.grammar_compiler import GrammarCompiler
 from hpcserve.engine.input_batch import InputBatch, StepInputs
 from hpcserve.engine.prompt_logprobs import PromptLogprobs
 from hpcserve.engine.sampler import Logprobs, Sampler
@@ -40,6 +42,7 @@ class ModelRunner:
         vocab_size: int,
         eos_token_ids: Iterable[int],
         device: torch.device,
+        grammars: GrammarCompiler,
         stage: PipelineStage = PipelineStage(),
         hidden_size: int = 0,
         dtype: torch.dtype = torch.float32,
@@ -64,8 +67,14 @@ class ModelRunner:
             page_size=pool.page_size,
             device=device,
         )
+        eos_token_ids = list(eos_token_ids)
+        self.constraints = Constraints(grammars, vocab_size, eos_token_ids, device)
         self.sampler = Sampler(
-            max_slots=max_slots, vocab_size=vocab_size, eos_token_ids=eos_token_ids, device=device
+            max_slots=max_slots,
+            vocab_size=vocab_size,
+            eos_token_ids=eos_token_ids,
+            constraints=self.constraints,
+            device=device,
         )
         self.prompt_logprobs = PromptLogprobs()
         self._graphs: DecodeGraphs | None = None
@@ -75,9 +84,15 @@ class ModelRunner:
         """Issue one step; see SchedulerOutput for what it means."""
         with torch.inference_mode():
             tensors = self._run(step)
+            handle: StepHandle
             if self._copy_stream is None:
-                return FinishedStep(tensors)
-            return CudaStep(tensors, self._copy_stream)
+                handle = FinishedStep(tensors)
+            else:
+                handle = CudaStep(tensors, self._copy_stream)
+        if self.constraints and tensors.token_ids is not None:
+            rows = tensors.sample_rows
+            self.constraints.follow(handle, rows.tolist(), step.slots[rows].tolist())
+        return handle
 
     def capture_graphs(self, backend: AttentionBackend, max_rows: int) -> None:
         """Capture decode steps of up to `max_rows` rows, which then attend with `backend`."""
@@ -91,6 +106,8 @@ class ModelRunner:
             if self.stage.is_first
             else torch.zeros(max_rows, self._hidden_size, dtype=self._dtype, device=self.device),
             makes_logits=self.stage.is_last,
+            # A pipeline has a step more under way than stages, others two.
+            num_turns=self.stage.size + 3,
         )
         with torch.inference_mode():
             self._graphs.capture_all()
@@ -149,11 +166,14 @@ class ModelRunner:
             self._release(request.slot)
             self.batch.add(request)
             self.sampler.add(request)
+            if self.stage.is_last:
+                self.constraints.add(request)
             self.prompt_logprobs.add(request)
         self.batch.learn(step)
 
     def _release(self, slot: int) -> None:
         self.sampler.release(slot)
+        self.constraints.release(slot)
         self.prompt_logprobs.release(slot)
 
     def forward(self, inputs: StepInputs) -> torch.Tensor:

@@ -1,205 +1,18 @@
 """The core's outputs to text, request by request: pure state, no sockets, no event loop.
 
-This runs once per generated token, so it is laid out for that: an answer that nobody streams and
-that has no stop strings costs one list append a token, and its text is decoded once at the end.
+This runs once per generated token, so it is laid out for that: a token of an answer without stop
+strings costs one list append here; its text is made when somebody takes it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 
+from hpcserve.engine.answer import Answer
+from hpcserve.engine.open_request import OpenRequest
 from hpcserve.errors import HpcserveError
-from hpcserve.ipc.messages import EngineCoreOutputs, FinishedRequest, Int32Array, TokenLogprobs
-from hpcserve.outputs import CompletionOutput, RequestOutput, TokenLogprob
-from hpcserve.sampling_params import SamplingParams
-from hpcserve.tokenizer.stop_strings import StopStrings
-from hpcserve.tokenizer.tokenizer import Tokenizer
-
-
-class Answer:
-    """One request of the core: one of the `n` answers of a user's request."""
-
-    __slots__ = (
-        "_detokenizer",
-        "_num_taken",
-        "_stop",
-        "_text",
-        "finish_reason",
-        "index",
-        "logprobs",
-        "params",
-        "plain",
-        "request",
-        "request_id",
-        "stop_reason",
-        "token_ids",
-    )
-
-    def __init__(self, request: OpenRequest, request_id: int, index: int) -> None:
-        params = request.params
-        self.request = request
-        self.request_id = request_id
-        self.index = index
-        self.params = params
-        self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
-        self.finish_reason: str | None = None
-        self.stop_reason: int | str | None = None
-        #: No text is needed before the end.
-        self.plain = not request.streams and not params.stop
-        self._detokenizer = request.tokenizer.detokenizer(
-            skip_special_tokens=params.skip_special_tokens
-        )
-        self._stop: StopStrings | None = None
-        if params.stop:
-            self._stop = StopStrings(params.stop, include=params.include_stop_str_in_output)
-        self._text: list[str] = []
-        self._num_taken = 0
-
-    def add_text(self, token_id: int) -> bool:
-        """Detokenise one token. True where a stop string ended the answer with it."""
-        text = self._detokenizer.add(token_id)
-        return bool(text) and self._add_piece(text)
-
-    def end(self, finished: FinishedRequest) -> None:
-        """The core ended it: decode what is left."""
-        if self.plain:
-            ids = self.token_ids[:-1] if self.hides_last(finished) else self.token_ids
-            self._text.append(self._detokenizer.add_all(ids))
-        if not self._add_piece(self._detokenizer.finish()):
-            self._flush()
-            self.finish_reason = finished.finish_reason
-            self.stop_reason = finished.stop_token_id
-
-    def abort(self) -> None:
-        """It ends here, with the text so far."""
-        if self.plain:
-            self._text.append(self._detokenizer.add_all(self.token_ids))
-        if not self._add_piece(self._detokenizer.finish()):
-            self._flush()
-            self.finish_reason = "abort"
-
-    def hides_last(self, finished: FinishedRequest) -> bool:
-        """Whether the text ends before the last token, because that one is a stop token."""
-        return (
-            finished.stop_token_id is not None
-            and not self.params.include_stop_str_in_output
-            and bool(self.token_ids)
-        )
-
-    @property
-    def has_news(self) -> bool:
-        return bool(self._text) or self.finish_reason is not None
-
-    def take(self) -> CompletionOutput:
-        """What is new since the last take."""
-        start, self._num_taken = self._num_taken, len(self.token_ids)
-        text = self._text[0] if len(self._text) == 1 else "".join(self._text)
-        self._text.clear()
-        return CompletionOutput(
-            self.index,
-            text,
-            self.token_ids[start:] if start else self.token_ids.copy(),
-            self.finish_reason,
-            self.stop_reason,
-            None if self.logprobs is None else self.logprobs[start:],
-        )
-
-    def _add_piece(self, text: str) -> bool:
-        if self._stop is not None and len(self.token_ids) >= self.params.min_tokens:
-            text, found = self._stop.add(text)
-            if found is not None:
-                self.finish_reason, self.stop_reason = "stop", found
-        if text:
-            self._text.append(text)
-        return self.finish_reason is not None
-
-    def _flush(self) -> None:
-        if self._stop is not None and (text := self._stop.flush()):
-            self._text.append(text)
-
-
-class OpenRequest:
-    """A user's request while it runs.
-
-    streams: whether `notify` is called for every bit of news, or once at the end.
-    notify: set by the reader; called when there is something to take, not again until it took it.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        prompt_token_ids: Sequence[int] | Int32Array,
-        params: SamplingParams,
-        tokenizer: Tokenizer,
-        *,
-        streams: bool,
-    ) -> None:
-        self.name = name
-        self.prompt_token_ids = prompt_token_ids
-        self.params = params
-        self.tokenizer = tokenizer
-        self.streams = streams
-        self.answers: list[Answer] = []
-        self.num_open = params.n
-        self.error: HpcserveError | None = None
-        self.prompt_logprobs: list[TokenLogprob] | None = None
-        self.num_cached_tokens = 0
-        self.arrival_s = time.perf_counter()
-        self.first_token_s = 0.0
-        self.finished_s = 0.0
-        self.notify: Callable[[], None] = _ignore
-        self._notified = False
-        self._exhausted = False
-
-    @property
-    def finished(self) -> bool:
-        return self.num_open == 0 or self.error is not None
-
-    def take(self) -> RequestOutput | None:
-        """News, or None where there is none. Raises the request's error once its news are out."""
-        self._notified = False
-        if self.error is not None and not self.streams:
-            raise self.error
-        if self._exhausted or not (self.streams or self.num_open == 0):
-            return None
-        news = [answer.take() for answer in self.answers if answer.has_news]
-        if not news and self.error is not None:
-            raise self.error
-        self._exhausted = self.num_open == 0
-        if not news:
-            return None
-        # An answer that has ended says so once.
-        self.answers = [answer for answer in self.answers if answer.finish_reason is None]
-        return RequestOutput(
-            self.name,
-            self.prompt_token_ids,
-            news,
-            self._exhausted,
-            self.num_cached_tokens,
-            None,
-            self._take_prompt_logprobs(),
-            self.arrival_s,
-            self.first_token_s,
-            self.finished_s,
-        )
-
-    def tell(self) -> None:
-        if not self._notified:
-            self._notified = True
-            self.notify()
-
-    def answer_ended(self, now_s: float) -> None:
-        self.num_open -= 1
-        if self.num_open == 0:
-            self.finished_s = now_s
-        if self.streams or self.num_open == 0:
-            self.tell()
-
-    def _take_prompt_logprobs(self) -> list[TokenLogprob] | None:
-        found, self.prompt_logprobs = self.prompt_logprobs, None
-        return found
+from hpcserve.ipc.messages import EngineCoreOutputs, FinishedRequest, TokenLogprobs
+from hpcserve.outputs import TokenLogprob
 
 
 class OutputProcessor:
@@ -235,19 +48,31 @@ class OutputProcessor:
             if answer is None:
                 continue
             answer.token_ids.append(token_id)
-            if answer.plain:
-                continue
-            request = answer.request
-            if not request.first_token_s:
-                request.first_token_s = now_s
-            if request_id in ended and answer.hides_last(ended[request_id]):
-                continue
-            if answer.add_text(token_id):
-                stopped.append(request_id)
-            elif request.streams and answer.has_news:
-                request.tell()
+            if answer.stop is not None:
+                if self._stops(answer, ended.get(request_id), now_s):
+                    stopped.append(request_id)
+            elif answer.streams:
+                request = answer.request
+                if not request.first_token_s:
+                    request.first_token_s = now_s
+                if not request.notified:
+                    request.notified = True
+                    request.notify()
         self._add_prompt_facts(message)
         return self._end(ended, stopped, now_s)
+
+    def _stops(self, answer: Answer, finished: FinishedRequest | None, now_s: float) -> bool:
+        """Whether the newest token's text ends an answer with stop strings."""
+        request = answer.request
+        if not request.first_token_s:
+            request.first_token_s = now_s
+        if finished is not None and answer.hides_last(finished):
+            return False
+        if answer.watch(answer.token_ids[-1]):
+            return True
+        if answer.streams and answer.has_text:
+            request.tell()
+        return False
 
     def close(self, request: OpenRequest, error: HpcserveError | None = None) -> list[int]:
         """End a request from this side. Returns the ids of its answers that the core still runs.
@@ -326,7 +151,3 @@ class OutputProcessor:
 def _logprob(token_id: int, entry: TokenLogprobs) -> TokenLogprob:
     top = list(zip(entry.top_token_ids, entry.top_logprobs, strict=True))
     return TokenLogprob(token_id, entry.logprob, top)
-
-
-def _ignore() -> None:
-    """A request without a reader."""

@@ -9,10 +9,20 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.supervisor import CoreProcess
 from hpcserve.ipc.channel import FrontendChannel
 from hpcserve.ipc.endpoints import Endpoint, OwnedEndpoint, create_endpoint
-from hpcserve.ipc.messages import CoreMessage, EngineDead, FrontendMessage, Ready
+from hpcserve.ipc.messages import (
+    ControlRequest,
+    CoreMessage,
+    EngineDead,
+    FrontendMessage,
+    Ready,
+)
 
 #: The core's last words travel by another way than the news of its end: they may come later.
 _LAST_WORDS_S = 0.2
+#: Whoever watches a core's process knows why it ended, and is given this long to say so.
+_NEWS_OF_END_S = 1.5
+#: Nobody waits for a reply to it, so its number may be any.
+_SHUTDOWN = ControlRequest(0, "shutdown")
 
 
 class Replica:
@@ -45,7 +55,7 @@ class Replica:
         self._process: CoreProcess | None = None
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
-        self._channel = FrontendChannel(endpoint, self._receive)
+        self._channel = FrontendChannel(endpoint, self._receive, self._on_broken)
 
     @classmethod
     def spawn(
@@ -91,12 +101,12 @@ class Replica:
         """Whoever started the core knows that it ended, and this process cannot."""
         self._receive(EngineDead("core", reason))
 
-    async def close(self, shutdown: FrontendMessage) -> None:
+    async def close(self) -> None:
         """Free everything; a core that was started here ends, in order where it is ready."""
         if self.closed:
             return
         if self._owns_core and self.ready is not None:
-            self.send(shutdown)
+            self.send(_SHUTDOWN)
         self.closed = True
         self._channel.close()
         if self._process is not None:
@@ -115,6 +125,10 @@ class Replica:
                 return
             self.dead = message
         self._on_message(self, message)
+
+    def _on_broken(self) -> None:
+        reason = "the connection to it broke: its process ended or was halted"
+        self._loop.call_later(_NEWS_OF_END_S, self.lost, reason)
 
     def _attach(self, process: CoreProcess) -> None:
         self._process = process

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from hpcserve.engine.output_processor import OpenRequest
-from hpcserve.errors import QueueFullError, RequestAbortedError, RequestError
+from hpcserve.engine.open_request import OpenRequest
+from hpcserve.errors import GrammarError, QueueFullError, RequestAbortedError, RequestError
 from hpcserve.ipc.messages import RequestFailed
 from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
@@ -25,6 +25,8 @@ class RequestStream:
 
     def __init__(self, request: OpenRequest, close: Callable[[RequestStream], None]) -> None:
         self.request = request
+        #: Like `take`, at less cost; see there. An attribute, since it is called for every token.
+        self.take_text = request.take_text
         self._close = close
         self._waiter: asyncio.Future[None] | None = None
         request.notify = self._wake
@@ -81,6 +83,7 @@ def params_of_answer(params: SamplingParams, index: int) -> SamplingParams:
 
 
 _FAILURES: dict[str, type[RequestError]] = {
+    "invalid_grammar": GrammarError,
     "queue_full": QueueFullError,
     "request_aborted": RequestAbortedError,
 }

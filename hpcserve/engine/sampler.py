@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from hpcserve.engine.constraints import Constraints
 from hpcserve.engine.logit_bias import LogitBias
 from hpcserve.engine.penalties import PenaltyState
 from hpcserve.engine.staging import to_device
@@ -44,12 +45,17 @@ class Sampler:
         vocab_size: int,
         eos_token_ids: Iterable[int],
         device: torch.device,
+        constraints: Constraints | None = None,
     ) -> None:
+        """constraints: where requests with a grammar stand; None where there can be none."""
         self.device = device
         self.floats = torch.zeros(max_slots, 3, device=device)
         self.ints = torch.zeros(max_slots, 2, dtype=torch.int64, device=device)
         self.penalties = PenaltyState(vocab_size, device)
-        self.bias = LogitBias(eos_token_ids, device)
+        # Some checkpoints name an end that their vocabulary does not hold: there is no logit for it.
+        ends = [token for token in eos_token_ids if 0 <= token < vocab_size]
+        self.bias = LogitBias(ends, device)
+        self.constraints = constraints
         self._is_greedy = np.zeros(max_slots, dtype=np.bool_)
         self._num_logprobs: dict[int, int] = {}
 
@@ -79,6 +85,8 @@ class Sampler:
         nothing else is asked about them."""
         if self.penalties or self.bias or self._num_logprobs:
             return False
+        if self.constraints and self.constraints.holds(host_slots.tolist()):
+            return False
         return bool(self._is_greedy[host_slots].all())
 
     def sample(
@@ -100,10 +108,12 @@ class Sampler:
         if asked:
             raw = logits if len(asked) == len(slot_list) else logits[self._index(asked)]
             # Taken before anything changes them in place.
-            raw = raw.clone() if self.penalties or self.bias else raw
+            raw = raw.clone() if self.penalties or self.bias or self.constraints else raw
         penalised = self.penalties.apply(logits, slot_list) if self.penalties else None
         if self.bias:
             self.bias.apply(logits, slot_list, host_positions.tolist())
+        if self.constraints:
+            self.constraints.apply(logits, slot_list)
         if self._is_greedy[host_slots].all():
             tokens = argmax(logits)
         else:

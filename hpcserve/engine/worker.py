@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,14 +23,18 @@ from hpcserve.engine.device import (
     resolve_dtype,
 )
 from hpcserve.engine.executor import StepHandle
+from hpcserve.engine.grammar_compiler import GrammarCompiler, compiled
 from hpcserve.engine.kernel_cache import gpu_arch, use_driver_cache, use_kernel_folder
 from hpcserve.engine.model_runner import ModelRunner
 from hpcserve.engine.pool_size import largest_step, pages_on_cpu, pages_on_gpu
+from hpcserve.engine.private_cache import writable_kernel_folder
 from hpcserve.errors import ConfigError, UnsupportedModelError
-from hpcserve.ipc.messages import SchedulerOutput, WorkerInfo
+from hpcserve.grammar import Grammar
+from hpcserve.ipc.messages import GrammarCompiled, SchedulerOutput, WorkerInfo
 from hpcserve.kvcache.mha_pool import MHAPool, bytes_per_token
 from hpcserve.log import get_logger
 from hpcserve.models.base import CausalLM
+from hpcserve.ops._dispatch import kernels_enabled
 from hpcserve.weights.dummy import fill_dummy_weights
 from hpcserve.weights.loader import load_weights
 from hpcserve.weights.sources import resolve_model, weight_files
@@ -61,6 +65,12 @@ class Worker:
                 place = Topology(config.parallel).place(config.dp_rank)
                 ranks = alone(place)
             self.setup = _settle(config, ranks)
+        self._grammars = GrammarCompiler(
+            self.setup.checkpoint.path,
+            self.setup.checkpoint.vocab_size,
+            self.setup.checkpoint.eos_token_ids,
+            config.backend.grammar_backend,
+        )
         with self._timed("weights"):
             model = load_model(self.setup)
         names = self.setup.config.backend
@@ -86,19 +96,33 @@ class Worker:
     def submit(self, step: SchedulerOutput) -> StepHandle:
         return self.runner.submit(step)
 
+    def compile_grammar(
+        self, grammar: Grammar, tell: Callable[[GrammarCompiled], None] | None
+    ) -> None:
+        """Begin to make it ready. tell: called from another thread when that is done or failed."""
+        future = self._grammars.compile(grammar)
+        if tell is not None:
+            future.add_done_callback(lambda done: tell(compiled(grammar, done)))
+
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        if phase != "device" and self.setup.device.type == "cuda":
-            torch.cuda.synchronize(self.setup.device)
+        try:
+            yield
+            if phase != "device" and self.setup.device.type == "cuda":
+                torch.cuda.synchronize(self.setup.device)
+        except RuntimeError as error:
+            if (cause := _out_of_memory(error)) is not None:
+                raise ConfigError(_memory_message(phase, cause)) from error
+            raise
         self._timings_s[phase] = time.perf_counter() - started
 
     def _capture_graphs(self, model: CausalLM, prefill_backend: AttentionBackend) -> None:
         config = self.setup.config
         name = config.backend.decode_attention_backend
         backend = prefill_backend if name is None else self._backend(model, name)
-        if not backend.caps.cuda_graph:
+        if not backend.caps.cuda_graph or not kernels_enabled():
+            # The kernels' references look at lengths on the host, which no capture allows.
             return
         largest = config.backend.cuda_graph_max_bs or config.scheduler.max_running_requests
         max_rows = min(largest, config.scheduler.max_running_requests)
@@ -142,6 +166,7 @@ class Worker:
             vocab_size=setup.checkpoint.vocab_size,
             eos_token_ids=setup.checkpoint.eos_token_ids,
             device=setup.device,
+            grammars=self._grammars,
             stage=setup.ranks.model.stage,
             replicas=setup.ranks.model.experts.replicas,
             hidden_size=setup.checkpoint.hidden_size,
@@ -194,6 +219,23 @@ class Worker:
         return peak - before
 
 
+def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """What the allocator said; the end of a capture that it broke raises another error on top."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error
+
+
+def _memory_message(phase: str, error: torch.OutOfMemoryError) -> str:
+    said = str(error).partition("\n")[0].partition(". GPU")[0]
+    fix = {
+        "weights": "use more GPUs (--tp, --pp)",
+        "profile": "lower --chunked-prefill-size or --max-running-requests, or use more GPUs",
+        "cuda_graphs": "lower --mem-fraction-static or --cuda-graph-max-bs",
+    }.get(phase, "lower --mem-fraction-static or --max-running-requests")
+    return f"the device's memory does not suffice for {phase.replace('_', ' ')} ({said}); {fix}"
+
+
 def load_model(setup: Setup) -> CausalLM:
     """Build this rank's part of the model and fill its weights.
 
@@ -205,6 +247,8 @@ def load_model(setup: Setup) -> CausalLM:
         raise UnsupportedModelError(
             f"model type {checkpoint.model_type!r} is not supported; supported: {', '.join(known)}"
         )
+    if config.model.load_format != "dummy":
+        _refuse_quantized(checkpoint)
     entry: type[CausalLM] = registry.load("hpcserve.models", checkpoint.model_type).EntryClass
     with torch.inference_mode(), default_dtype_and_device(setup.dtype, setup.device):
         parallel = setup.ranks.model
@@ -222,16 +266,28 @@ def load_model(setup: Setup) -> CausalLM:
     return model.eval()
 
 
+def _refuse_quantized(checkpoint: CheckpointConfig) -> None:
+    """Before gigabytes are read to find that a tensor of scales has no place."""
+    how = checkpoint.raw.get("quantization_config")
+    if how:
+        method = how.get("quant_method", "unknown") if isinstance(how, dict) else how
+        raise UnsupportedModelError(
+            f"{checkpoint.path.name} is quantized ({method}), which is not supported; use the release "
+            "in bfloat16 or float16"
+        )
+
+
 def _settle(config: EngineConfig, ranks: RankState) -> Setup:
     use_driver_cache()
     device = resolve_device(config.backend, ranks.place.local_rank)
-    cuda = device.type == "cuda"
-    use_kernel_folder(gpu_arch(torch.cuda.get_device_capability(device)) if cuda else None)
-    if device.type == "cpu":
+    if device.type == "cuda":
+        arch = gpu_arch(torch.cuda.get_device_capability(device))
+        use_kernel_folder(arch, folder=writable_kernel_folder(arch))
+        torch.cuda.set_device(device)
+    else:
+        use_kernel_folder(None)
         sharers = config.parallel.ranks_per_node
         torch.set_num_threads(cpu_threads(config.backend.cpu_threads, sharers))
-    else:
-        torch.cuda.set_device(device)
     checkpoint = CheckpointConfig.load(resolve_model(config.model.model, config.model.revision))
     return Setup(
         config=config,

@@ -25,6 +25,8 @@ from hpcserve.engine.executor import StepHandle
 from hpcserve.errors import EngineError, HpcserveError
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.ipc.messages import (
+    CompileGrammar,
+    GrammarCompiled,
     LockstepOutput,
     SchedulerOutput,
     StopWorker,
@@ -136,10 +138,12 @@ def _run(order: Order, steps: WorkerSocket) -> None:
     worker = Worker(config, state)
     steps.send(WorkerReady(order.rank, worker.info))
     answers = order.rank == Topology(config.parallel).output_rank(place.dp_rank)
-    results: queue.SimpleQueue[StepHandle] = queue.SimpleQueue()
+    results: queue.SimpleQueue[StepHandle | GrammarCompiled] = queue.SimpleQueue()
     if answers:
         threading.Thread(target=_answer, args=(order, results), name="results", daemon=True).start()
     while not isinstance(message := steps.receive(-1), StopWorker):
+        if isinstance(message, CompileGrammar) and place.pp_rank == config.parallel.pp_size - 1:
+            worker.compile_grammar(message.grammar, results.put if answers else None)
         if isinstance(message, LockstepOutput):
             message = message.steps[place.dp_rank]
         if isinstance(message, SchedulerOutput):
@@ -167,12 +171,16 @@ def _meet(order: Order, steps: WorkerSocket) -> Store:
     return process_group.join_store(message.address, message.port, timeout_s)
 
 
-def _answer(order: Order, results: queue.SimpleQueue[StepHandle]) -> None:
-    """Send the results of steps, in their order, as they come."""
+def _answer(order: Order, results: queue.SimpleQueue[StepHandle | GrammarCompiled]) -> None:
+    """Send the results of steps, in their order, as they come, and what became of grammars."""
     out = WorkerSocket(order.endpoint, order.rank, RESULTS)
     try:
         while True:
-            output = results.get().result()
+            found = results.get()
+            if isinstance(found, GrammarCompiled):
+                out.send(found)
+                continue
+            output = found.result()
             output.dp_rank = order.place.dp_rank
             out.send(output)
     except Exception as error:  # noqa: BLE001 (a fault of the device shows here)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import msgspec
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from hpcserve.ipc.codec import Decoder, encode
 from hpcserve.ipc.endpoints import Endpoint
@@ -28,6 +29,10 @@ _GREETING = b""
 LINGER_MS = 2000
 #: How long a core that dies early waits for somebody to tell it to.
 _AUDIENCE_TIMEOUT_S = 2.0
+#: A frontend asks its core for a sign of life so often ...
+_HEARTBEAT_MS = 2000
+#: ... and takes it for gone, and its connection for broken, after so long without one.
+_SILENCE_MS = 10_000
 #: Messages handled per turn of the event loop, so that a burst cannot starve other tasks.
 _BURST = 64
 
@@ -129,17 +134,36 @@ class FrontendChannel:
 
     A callback, not a coroutine to await: one message carries a whole step, and there is nobody
     to wake but the requests in it.
+
+    on_broken: called when a core that was there is no longer: its process ended, was halted, or
+    its node is lost. What it had of this frontend is lost, even where it comes back.
     """
 
-    def __init__(self, endpoint: Endpoint, on_message: Callable[[CoreMessage], None]) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        on_message: Callable[[CoreMessage], None],
+        on_broken: Callable[[], None] | None = None,
+    ) -> None:
         self._on_message = on_message
+        self._on_broken = on_broken
         self._decoder: Decoder[CoreMessage] = Decoder(CoreMessage)
         self._context = zmq.Context()
         self._socket = _socket(self._context, zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, endpoint.token.encode() + secrets.token_bytes(8))
         self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
-        self._socket.connect(endpoint.address)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _SILENCE_MS)
         self._loop = asyncio.get_running_loop()
+        # A connection that never came about is no broken one: cores start late.
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self._loop.add_reader(self._monitor.FD, self._on_event)
+        self._was_connected = False
+        # The descriptor speaks up only for one who looked and found nothing.
+        self._on_event()
+        self._socket.connect(endpoint.address)
         self._fd: int = self._socket.FD
         self._loop.add_reader(self._fd, self._on_readable)
         self._send(_GREETING)
@@ -152,6 +176,9 @@ class FrontendChannel:
         """Stop receiving and free the socket; `linger_ms` bounds the wait for what is unsent."""
         if not self._socket.closed:
             self._loop.remove_reader(self._fd)
+            self._loop.remove_reader(self._monitor.FD)
+            self._socket.disable_monitor()
+            self._monitor.close()
             self._socket.close(linger=linger_ms)
             self._context.term()
 
@@ -159,6 +186,17 @@ class FrontendChannel:
         self._socket.send(data, zmq.NOBLOCK)
         # The descriptor signals edges, and sending may have eaten one.
         self._loop.call_soon(self._on_readable)
+
+    def _on_event(self) -> None:
+        while not self._monitor.closed:
+            try:
+                event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
+            except zmq.Again:
+                return
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._was_connected = True
+            elif self._was_connected and self._on_broken is not None:
+                self._on_broken()
 
     def _on_readable(self) -> None:
         if self._socket.closed:

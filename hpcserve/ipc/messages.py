@@ -6,8 +6,9 @@ out; the ids users see stay in the frontend.
 
 frontend -> core    EngineCoreRequest, AbortRequests, ControlRequest
 core -> frontend    Ready, EngineCoreOutputs, RequestFailed, ControlReply, SchedulerStats, EngineDead
-core -> workers     StoreAddress, SchedulerOutput (one a step), WorkerBeat (an answer), StopWorker
-worker -> core      WorkerHello, StoreAddress, WorkerReady, ModelRunnerOutput,
+core -> workers     StoreAddress, SchedulerOutput (one a step), CompileGrammar, WorkerBeat (an answer),
+                    StopWorker
+worker -> core      WorkerHello, StoreAddress, WorkerReady, ModelRunnerOutput, GrammarCompiled,
                     WorkerBeat, WorkerFailed
 """
 
@@ -19,6 +20,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from hpcserve.grammar import Grammar
 from hpcserve.sampling_params import SamplingParams
 
 Int32Array: TypeAlias = npt.NDArray[np.int32]
@@ -233,6 +235,19 @@ class ModelRunnerOutput(_Message):
     dp_rank: int = 0
 
 
+class CompileGrammar(_Message):
+    """Make it ready for requests that will bring it."""
+
+    grammar: Grammar
+
+
+class GrammarCompiled(_Message):
+    """error: why it cannot be compiled, None where it is ready."""
+
+    grammar: Grammar
+    error: str | None = None
+
+
 class WorkerInfo(_Message):
     """What the workers found when they were set up: the core sizes its page pool by it."""
 
@@ -294,7 +309,15 @@ class StopWorker(_Message):
 
 FrontendMessage: TypeAlias = EngineCoreRequest | AbortRequests | ControlRequest
 CoreMessage: TypeAlias = Ready | EngineCoreOutputs | RequestFailed | ControlReply | EngineDead
-ToWorker: TypeAlias = StoreAddress | SchedulerOutput | LockstepOutput | WorkerBeat | StopWorker
+ToWorker: TypeAlias = (
+    StoreAddress | SchedulerOutput | LockstepOutput | CompileGrammar | WorkerBeat | StopWorker
+)
 FromWorker: TypeAlias = (
-    WorkerHello | StoreAddress | WorkerReady | ModelRunnerOutput | WorkerBeat | WorkerFailed
+    WorkerHello
+    | StoreAddress
+    | WorkerReady
+    | ModelRunnerOutput
+    | GrammarCompiled
+    | WorkerBeat
+    | WorkerFailed
 )

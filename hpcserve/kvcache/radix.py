@@ -138,6 +138,8 @@ class RadixCache(PrefixCache[RadixNode]):
         return self._num_evictable
 
     def _key(self, tokens: Int32Array, start_page: int, end_page: int) -> bytes:
+        if len(tokens) < end_page * self.page_size:
+            raise ValueError(f"{len(tokens)} tokens do not fill {end_page} pages")
         return tokens[start_page * self.page_size : end_page * self.page_size].tobytes()
 
     def _num_shared_pages(self, edge: bytes, key: bytes, offset: int) -> int:

@@ -13,7 +13,8 @@ class MistralForCausalLM(LlamaForCausalLM):
 
     @staticmethod
     def sliding_window(checkpoint: CheckpointConfig) -> int | None:
-        return checkpoint.raw.get("sliding_window")
+        # Only an explicit null turns off what transformers takes for a config that is silent.
+        return checkpoint.raw.get("sliding_window", 4096)
 
 
 EntryClass = MistralForCausalLM

@@ -9,7 +9,6 @@ from hpcserve.distributed.parallel_state import ExpertParallel, TensorParallel
 from hpcserve.layers.moe import ExpertShape, SparseMoE
 from hpcserve.models._sparse import SparseCausalLM, number_of
 from hpcserve.models.llama import DecoderTraits, GatedMLP, LlamaForCausalLM
-from hpcserve.models.qwen2 import Qwen2ForCausalLM
 
 
 class Qwen2MoeForCausalLM(SparseCausalLM):
@@ -19,7 +18,9 @@ class Qwen2MoeForCausalLM(SparseCausalLM):
 
     @staticmethod
     def sliding_window(checkpoint: CheckpointConfig) -> int | None:
-        return Qwen2ForCausalLM.sliding_window(checkpoint)
+        # Unlike in Qwen2, max_window_layers counts layers that have the window.
+        window = checkpoint.raw.get("sliding_window")
+        return window if checkpoint.raw.get("use_sliding_window", False) else None
 
     @staticmethod
     def feed_forward(

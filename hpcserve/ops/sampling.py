@@ -16,6 +16,7 @@ from hpcserve.ops._dispatch import kernel, use_kernel
 __all__ = [
     "apply_logit_bias",
     "apply_penalties",
+    "apply_token_mask",
     "argmax",
     "sample",
     "store_argmax",
@@ -103,3 +104,15 @@ def apply_logit_bias(
     if use_kernel(logits):
         run = kernel("sampling.penalties_triton").apply_logit_bias
     return run(logits, rows, token_ids, bias)
+
+
+def apply_token_mask(logits: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """logits[rows[i], t] = -inf where bit t of mask[i] is 0, in place; returns logits [B, V].
+
+    mask: int32 [n, at least V / 32], 32 tokens a number, the lowest bit first; rows: int [n], each
+    row at most once.
+    """
+    run = reference.apply_token_mask
+    if use_kernel(logits):
+        run = kernel("sampling.token_mask_triton").apply_token_mask
+    return run(logits, mask, rows)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
+
+import msgspec
 
 from hpcserve.errors import InvalidParameterError
 from hpcserve.outputs import CompletionOutput, RequestOutput, TokenLogprob
 from hpcserve.protocol.body import sampling_params
 from hpcserve.protocol.generate import GenerateBody
+from hpcserve.protocol.grammars import after_thinking
 from hpcserve.protocol.logprobs import chat_logprobs, completion_logprobs, native_logprobs
 from hpcserve.protocol.markers import THINK, ReasoningSplitter, ToolCallSplitter
 from hpcserve.protocol.openai import ChatBody, CompletionBody
@@ -26,6 +31,8 @@ from hpcserve.sampling_params import SamplingParams
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
+#: A model that says nothing of how it is sampled.
+NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,10 @@ class ResponseHead:
 # ---------------------------------------------------------------- chat
 
 
-def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
-    """Raises InvalidParameterError."""
+def chat_input(
+    body: ChatBody, tokenizer: Tokenizer, defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> EngineInput:
+    """defaults: sampling fields of the model's own.  Raises InvalidParameterError."""
     body.check()
     variables: dict[str, Any] = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
@@ -68,13 +77,24 @@ def chat_input(body: ChatBody, tokenizer: Tokenizer) -> EngineInput:
         if name in variables:
             raise InvalidParameterError("chat_template_kwargs", f"{name} has a field of its own")
     text = tokenizer.chat_template.render(body.messages, tools=body.offered_tools, **variables)
+    forced = body.forced_call
     params = sampling_params(
         body,
+        defaults,
         max_tokens=body.max_tokens
         if body.max_completion_tokens is None
         else body.max_completion_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    if forced is not None:
+        if params.grammar is not None:
+            raise InvalidParameterError("tool_choice", "it forces a call: no other format can hold")
+        params = msgspec.structs.replace(params, grammar=forced)
+    if params.grammar is not None:
+        inside = text.rstrip().endswith(THINK)
+        if inside or body.separate_reasoning:
+            found = after_thinking(params.grammar, inside=inside)
+            params = msgspec.structs.replace(params, grammar=found)
     ids = tokenizer.encode(text, add_special_tokens=False)
     return EngineInput(ids, params, body.priority or 0, body.rid, text)
 
@@ -124,12 +144,18 @@ def _chat_message(body: ChatBody, prompt: EngineInput, text: str) -> tuple[ChatM
 # ---------------------------------------------------------------- completions
 
 
-def completion_inputs(body: CompletionBody, tokenizer: Tokenizer) -> list[EngineInput]:
-    """One per prompt. Raises InvalidParameterError."""
+def completion_inputs(
+    body: CompletionBody, tokenizer: Tokenizer, defaults: Mapping[str, Any] = NO_DEFAULTS
+) -> list[EngineInput]:
+    """One per prompt.  defaults: sampling fields of the model's own.
+
+    Raises InvalidParameterError.
+    """
     body.check()
     asked = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     params = sampling_params(
         body,
+        defaults,
         # With echo, 0 asks for the prompt alone; the engine always makes one token.
         max_tokens=1 if asks_only_prompt(body) else asked,
         logprobs=body.logprobs,

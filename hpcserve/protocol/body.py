@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hpcserve.errors import InvalidParameterError, RequestError
+from hpcserve.protocol.grammars import GrammarFields, asked_grammar
 from hpcserve.sampling_params import SamplingParams
 
 #: Fields that other servers know and that would change the answer: better refused than ignored.
@@ -18,24 +19,15 @@ UNSUPPORTED = frozenset(
         "bad_words",
         "custom_logit_processor",
         "custom_params",
-        "ebnf",
         "function_call",
         "functions",
         "grammar",
-        "guided_choice",
-        "guided_grammar",
-        "guided_json",
-        "guided_regex",
         "image_data",
         "input_embeds",
-        "json_schema",
         "lora_path",
         "prompt_embeds",
-        "regex",
         "session_params",
         "stop_regex",
-        "structural_tag",
-        "structured_outputs",
         "suffix",
         "use_beam_search",
         "web_search_options",
@@ -45,7 +37,7 @@ UNSUPPORTED = frozenset(
 Body = TypeVar("Body", bound=BaseModel)
 
 
-class SamplingBody(BaseModel):
+class SamplingBody(GrammarFields):
     """The sampling fields of OpenAI's bodies, with what vLLM and SGLang add to them.
 
     Fields that nobody here knows are tolerated, since clients send all kinds of labels.
@@ -72,6 +64,7 @@ class SamplingBody(BaseModel):
     no_stop_trim: bool | None = None
     n: int | None = None
     seed: int | None = None
+    response_format: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     priority: int | None = None
@@ -105,8 +98,11 @@ def refuse_unsupported(fields: Mapping[str, Any]) -> None:
             raise InvalidParameterError(name, "this server does not support it; leave it out")
 
 
-def sampling_params(body: SamplingBody, **more: Any) -> SamplingParams:
-    """The body's sampling fields, with `more` of them; what is not set keeps its default."""
+def sampling_params(body: SamplingBody, defaults: Mapping[str, Any], **more: Any) -> SamplingParams:
+    """The body's sampling fields, with `more` of them.
+
+    defaults: fields for what is not set; see config/generation.py.
+    """
     given: dict[str, Any] = {
         name: getattr(body, name)
         for name in (
@@ -125,12 +121,14 @@ def sampling_params(body: SamplingBody, **more: Any) -> SamplingParams:
             "seed",
         )
     }
+    given["grammar"] = asked_grammar(body, body.response_format)
     given["stop"] = as_tuple(body.stop)
     given["stop_token_ids"] = tuple(body.stop_token_ids or ())
     given["logit_bias"] = token_biases(body.logit_bias)
     given["include_stop_str_in_output"] = body.include_stop_str_in_output or body.no_stop_trim
     given |= more
-    return SamplingParams(**{name: value for name, value in given.items() if value is not None})
+    said = {name: value for name, value in given.items() if value is not None}
+    return SamplingParams(**{**defaults, **said})
 
 
 def as_tuple(stop: str | list[str] | None) -> tuple[str, ...]:

@@ -30,7 +30,8 @@ class ChatAnswerStream:
         self._tokenizer = tokenizer
         self._reasoning = reasoning_splitter(body, prompt)
         self._tools = ToolCallSplitter() if body.offered_tools else None
-        self._is_plain = self._reasoning is None and self._tools is None and not body.logprobs
+        #: Whether its chunks, but the first and the last, are text as it comes.
+        self.is_plain = self._reasoning is None and self._tools is None and not body.logprobs
 
     def start(self) -> bytes:
         """The chunk that says who speaks."""
@@ -38,7 +39,7 @@ class ChatAnswerStream:
 
     def write(self, delta: CompletionOutput) -> bytes:
         """Chunks of one delta, one after the other."""
-        if self._is_plain:
+        if self.is_plain:
             chunks = self._writer.text(self._index, delta.text) if delta.text else b""
         else:
             chunks = self._split(delta)

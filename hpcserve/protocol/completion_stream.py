@@ -30,6 +30,8 @@ class CompletionAnswerStream:
         self._only_prompt = asks_only_prompt(body)
         self._owes_echo = bool(body.echo)
         self._offset = 0
+        #: Whether its chunks, but the first and the last, are text as it comes.
+        self.is_plain = not self._only_prompt and body.logprobs is None
 
     def num_tokens(self, delta: CompletionOutput) -> int:
         """Generated tokens that the client is told of."""

@@ -8,12 +8,13 @@ from pydantic import BaseModel, ConfigDict
 
 from hpcserve.errors import InvalidParameterError
 from hpcserve.protocol.body import as_tuple, parse_body, token_biases
+from hpcserve.protocol.grammars import GrammarFields, asked_grammar
 from hpcserve.sampling_params import SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 128
 
 
-class GenerateSampling(BaseModel):
+class GenerateSampling(GrammarFields):
     """`sampling_params`, under SGLang's names. A name that nobody knows is an error."""
 
     model_config = ConfigDict(extra="allow")
@@ -60,6 +61,7 @@ class GenerateSampling(BaseModel):
             include_stop_str_in_output=self.no_stop_trim,
             n=self.n,
             seed=self.seed if self.sampling_seed is None else self.sampling_seed,
+            grammar=asked_grammar(self),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )

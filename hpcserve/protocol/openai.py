@@ -7,7 +7,9 @@ from typing import Any
 from pydantic import Field
 
 from hpcserve.errors import InvalidParameterError
+from hpcserve.grammar import Grammar
 from hpcserve.protocol.body import SamplingBody
+from hpcserve.protocol.grammars import forced_tool_call
 
 
 class ChatBody(SamplingBody):
@@ -23,7 +25,7 @@ class ChatBody(SamplingBody):
     top_logprobs: int | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    response_format: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     separate_reasoning: bool = False
@@ -35,21 +37,22 @@ class ChatBody(SamplingBody):
         for message in self.messages:
             if not isinstance(message.get("role"), str):
                 raise InvalidParameterError("messages", "every message needs a role")
-        kind = (self.response_format or {}).get("type", "text")
-        if kind != "text":
-            raise InvalidParameterError(
-                "response_format", f"{kind!r} is not supported, only 'text'"
-            )
-        if self.tool_choice not in (None, "auto", "none"):
-            raise InvalidParameterError(
-                "tool_choice", f"{self.tool_choice!r} is not supported, only 'auto' and 'none'"
-            )
+        if self.tool_choice not in (None, "auto", "none") and not self.tools:
+            raise InvalidParameterError("tool_choice", "it needs tools")
         if self.modalities not in (None, [], ["text"]):
             raise InvalidParameterError("modalities", "only text is supported")
         if self.continue_final_message:
             raise InvalidParameterError("continue_final_message", "it is not supported")
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidParameterError("top_logprobs", "it needs logprobs: true")
+
+    @property
+    def forced_call(self) -> Grammar | None:
+        """What `tool_choice` makes of the answer: None where the model may choose."""
+        if self.tool_choice in (None, "auto", "none"):
+            return None
+        parallel = self.parallel_tool_calls is not False
+        return forced_tool_call(self.tools or [], self.tool_choice, parallel=parallel)
 
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:

@@ -14,4 +14,3 @@ class Counters:
     cached_tokens: int = 0
     output_tokens: int = 0
     retracted: int = 0
-    unseeded: int = 0

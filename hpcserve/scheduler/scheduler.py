@@ -7,16 +7,14 @@ the step before is still sampling (it is `pending`; the worker finds its id on t
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from hpcserve.config.scheduler import SchedulerConfig
-from hpcserve.errors import ContextLengthError, EngineError, QueueFullError
+from hpcserve.errors import ContextLengthError, EngineError
 from hpcserve.ipc.messages import (
     EngineCoreRequest,
     FinishedRequest,
@@ -28,14 +26,14 @@ from hpcserve.kvcache.base import PrefixCache
 from hpcserve.scheduler.counters import Counters
 from hpcserve.scheduler.growth import GrowthEstimate
 from hpcserve.scheduler.memory import RequestMemory
-from hpcserve.scheduler.policy import first_to_retract, order_waiting
+from hpcserve.scheduler.policy import first_to_retract
+from hpcserve.scheduler.prompt_budget import PromptBudget
 from hpcserve.scheduler.request import Request, RequestStatus
+from hpcserve.scheduler.seeds import SeedSource
 from hpcserve.scheduler.slots import SlotPool
+from hpcserve.scheduler.stage_news import StageNews
 from hpcserve.scheduler.step_builder import StepBuilder, StepRow
-from hpcserve.scheduler.step_cost import StepCost
-
-#: Tokens of prompts that join decodes under a target of latency before their cost is known.
-_FIRST_MIXED_TOKENS = 256
+from hpcserve.scheduler.waiting import WaitingQueue
 
 
 class TokenUpdate(msgspec.Struct):
@@ -68,16 +66,16 @@ class Scheduler:
     ) -> None:
         self._config = config
         self._num_micro_batches = num_micro_batches
-        # (request, position, token id) that no step has told yet.
-        self._untold: list[tuple[Request, int, int]] = []
+        self._news = StageNews()
         self._memory = RequestMemory(cache, num_pages)
         self._page_size = cache.page_size
         self.context_length = min(context_length, num_pages * cache.page_size)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._growth = GrowthEstimate()
-        self._cost = StepCost()
+        self._budget = PromptBudget(config, cache.page_size)
+        self._seeds = SeedSource(config.random_seed)
         self._requests: dict[tuple[bytes, int], Request] = {}
-        self._waiting: list[Request] = []
+        self._waiting = WaitingQueue(config.schedule_policy, config.max_queued_requests)
         # In order of admission; a dict for removal in constant time.
         self._running: dict[tuple[bytes, int], Request] = {}
         self._in_flight: deque[tuple[SchedulerOutput, list[StepRow]]] = deque()
@@ -91,11 +89,7 @@ class Scheduler:
 
         Raises QueueFullError, or ContextLengthError where not one token of output would fit.
         """
-        limit = self._config.max_queued_requests
-        if limit is not None and len(self._waiting) >= limit:
-            raise QueueFullError(
-                f"{len(self._waiting)} requests wait already, the limit is {limit}; try again later"
-            )
+        self._waiting.check_room()
         num_prompt = len(message.prompt_token_ids)
         room = self.context_length - num_prompt
         wanted = message.params.max_tokens
@@ -104,7 +98,7 @@ class Scheduler:
         request = Request(
             message,
             frontend=frontend,
-            seed=self._seed(message),
+            seed=self._seeds.seed_for(message.params),
             max_output_tokens=room if wanted is None else min(wanted, room),
             eos_token_ids=self._eos_token_ids,
         )
@@ -125,14 +119,6 @@ class Scheduler:
         for request in [r for r in self._requests.values() if r.frontend == frontend]:
             self._finish(request)
 
-    def _seed(self, message: EngineCoreRequest) -> int:
-        """The request's own seed, or one that the engine's seed and its number give."""
-        if message.params.seed is not None:
-            return message.params.seed % 2**63
-        self._counters.unseeded += 1
-        text = f"{self._config.random_seed}/{self._counters.unseeded}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
-
     @property
     def has_requests(self) -> bool:
         return bool(self._requests)
@@ -146,10 +132,9 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step, or None where nothing can run before a result is read."""
-        self._slots.begin_step()
         step = StepBuilder()
         self._add_decodes(step)
-        budget = self._prompt_budget(len(step))
+        budget = self._budget.num_tokens(len(step))
         budget -= self._add_prefills(step, budget)
         if self._waiting:
             self._admit(step, budget)
@@ -159,21 +144,20 @@ class Scheduler:
         self._counters.steps += 1
         output, rows = step.build(self._counters.steps, self._slots.released())
         if self._num_micro_batches > 1:
-            self._tell(output)
+            self._news.tell(output)
         self._in_flight.append((output, rows))
         return output
 
-    def _tell(self, output: SchedulerOutput) -> None:
-        """Add the tokens sampled since the step before; a request that left its slot needs none."""
-        told = [one for one in self._untold if one[0].status is RequestStatus.RUNNING]
-        self._untold = []
-        output.known_slots = np.array([request.slot for request, _, _ in told], np.int32)
-        output.known_positions = np.array([position for _, position, _ in told], np.int32)
-        output.known_token_ids = np.array([token_id for _, _, token_id in told], np.int32)
+    def _running_best_first(self) -> list[Request]:
+        """Who is to be retracted last comes first: once it has a row, it cannot give way."""
+        running = list(self._running.values())
+        if self._config.schedule_policy == "priority":
+            running.sort(key=lambda request: -request.priority)
+        return running
 
     def _decodes_of_a_step(self) -> list[Request]:
         """The running requests that may decode now; of a pipeline's, a stage's share."""
-        running = list(self._running.values())
+        running = self._running_best_first()
         if self._num_micro_batches == 1:
             return running
         decoding = [r for r in running if r.num_tokens - r.num_computed == 1 and self._may_run(r)]
@@ -200,23 +184,13 @@ class Scheduler:
     def _add_prefills(self, step: StepBuilder, budget: int) -> int:
         """Add chunks of prompts that are under way; returns the tokens they take."""
         used = 0
-        for request in list(self._running.values()):
+        for request in self._running_best_first():
             if request.num_tokens - request.num_computed <= 1 or not self._may_run(request):
                 continue
             if not self._fits(request, budget - used):
                 break
             used += self._add_row(step, request, budget - used)
         return used
-
-    def _prompt_budget(self, num_decodes: int) -> int:
-        """Tokens of prompts in a step; however many decode, a prompt gets on by a page."""
-        budget = self._config.chunked_prefill_size - num_decodes
-        target = self._config.target_itl
-        if target is not None and num_decodes:
-            within = self._cost.num_prompt_tokens_within(target / 1000)
-            # Until the cost is known: a little, to learn it from.
-            budget = min(budget, _FIRST_MIXED_TOKENS if within is None else within)
-        return max(budget, self._page_size)
 
     def _may_run(self, request: Request) -> bool:
         """False for one that was retracted on the way, or only awaits its last results."""
@@ -276,17 +250,16 @@ class Scheduler:
         cache, allocator = self._memory.cache, self._memory.allocator
         reserved = self._reserved_pages()
         admitted: set[tuple[bytes, int]] = set()
-        for request in order_waiting(self._config.schedule_policy, self._waiting, self._num_cached):
+        for request in self._waiting.best_first(self._num_cached):
             if not self._slots:
                 break
             if request.num_pending:
-                continue  # retracted; the token it waits for is still being sampled
+                break  # retracted; the token it waits for is still being sampled
             node, pages = self._memory.match(request)
             left = request.num_tokens - len(pages) * self._page_size
             cache.lock(node)
             needed = self._memory.num_pages_for(left) + reserved
-            room = needed <= allocator.num_available or not self._running
-            if not room or budget < min(self._page_size, left):
+            if needed > allocator.num_available or budget < min(self._page_size, left):
                 cache.unlock(node)
                 break
             self._start(step, request, node, pages)
@@ -294,13 +267,7 @@ class Scheduler:
             budget -= self._add_row(step, request, budget)
             reserved += self._memory.num_missing_pages(request)
         if admitted:
-            self._leave_queue(admitted)
-
-    def _leave_queue(self, admitted: set[tuple[bytes, int]]) -> None:
-        last = max(i for i, r in enumerate(self._waiting) if r.key in admitted)
-        for request in self._waiting[:last]:
-            request.num_passed_over += 1
-        self._waiting = [r for r in self._waiting if r.key not in admitted]
+            self._waiting.leave(admitted)
 
     def _start(self, step: StepBuilder, request: Request, node: Any, pages: list[int]) -> None:
         request.status = RequestStatus.RUNNING
@@ -337,7 +304,7 @@ class Scheduler:
         request.num_retractions += 1
         self._counters.retracted += 1
         self._growth.on_retraction()
-        self._waiting.insert(0, request)
+        self._waiting.put_back(request)
 
     def _finish(self, request: Request) -> None:
         if request.status is RequestStatus.RUNNING:
@@ -358,10 +325,7 @@ class Scheduler:
         """
         issued, rows = self._in_flight.popleft()
         if duration_s is not None:
-            num_prompt_tokens = int(issued.num_scheduled[issued.num_decodes :].sum())
-            self._cost.observe(
-                duration_s, num_decodes=issued.num_decodes, num_prompt_tokens=num_prompt_tokens
-            )
+            self._budget.observe(issued, duration_s)
         tokens = output.sampled_token_ids.tolist()
         updates: list[TokenUpdate] = []
         if output.prompt_logprobs:
@@ -379,7 +343,7 @@ class Scheduler:
             request.output_token_ids.append(token_id)
             self._counters.output_tokens += 1
             if self._num_micro_batches > 1:
-                self._untold.append((request, request.num_known - 1, token_id))
+                self._news.add(request, token_id)
             updates.append(TokenUpdate(request, row, token_id, self._ended(request, token_id)))
         return updates
 

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 
 class SlotPool:
-    """Slots 0 .. count - 1. One that is given back while a step is being made is not given out in
-    the same step, since page-table changes of its last owner may be part of that step already."""
+    """Slots 0 .. count - 1.
+
+    One that is given back while a step is being made may be taken again in that step: workers
+    apply its releases before its new requests, and a request that gives way has neither a row nor
+    new pages in the step.
+    """
 
     def __init__(self, count: int) -> None:
         self._free = list(range(count - 1, -1, -1))
-        self._given_back: list[int] = []
         # What the workers have not been told yet.
         self._released: list[int] = []
 
     def __bool__(self) -> bool:
         return bool(self._free)
 
-    def begin_step(self) -> None:
-        """From here on, slots given back before may be taken."""
-        self._free += self._given_back
-        self._given_back = []
-
     def take(self) -> int:
         return self._free.pop()
 
     def give_back(self, slot: int) -> None:
-        self._given_back.append(slot)
+        self._free.append(slot)
         self._released.append(slot)
 
     def released(self) -> list[int]:
@@ -35,4 +33,4 @@ class SlotPool:
 
     @property
     def num_free(self) -> int:
-        return len(self._free) + len(self._given_back)
+        return len(self._free)

@@ -29,7 +29,10 @@ class StepBuilder:
         return len(self._decodes) + len(self._prefills)
 
     def add_row(self, request: Request, start: int, count: int, *, samples: bool) -> None:
-        if count == 1 and samples and request.params.prompt_logprobs is None:
+        # Rows that still owe log-probabilities of the prompt need its states, which a captured step
+        # of decodes does not give.
+        owes = request.params.prompt_logprobs is not None and start < request.num_prompt_tokens - 1
+        if count == 1 and samples and not owes:
             self._decodes.append((request, start))
         else:
             self._prefills.append((request, start, count, int(samples)))

@@ -14,7 +14,7 @@ from hpcserve.protocol.responses import make_usage
 from hpcserve.server.admission import complete_all, json_response, stream_all
 from hpcserve.server.context import ServerContext, context_of
 from hpcserve.server.openapi import takes
-from hpcserve.server.sse import EventStream
+from hpcserve.server.sse import EventStream, PlainText
 
 router = APIRouter()
 
@@ -26,7 +26,10 @@ async def create_chat_completion(request: Request) -> Response:
     data = await request.body()
     body = parse_body(ChatBody, data)
     context.check_model(body.model)
-    prompt = await context.tokenize(len(data), lambda: chat_input(body, context.tokenizer))
+    defaults = context.client.sampling_defaults
+    prompt = await context.tokenize(
+        len(data), lambda: chat_input(body, context.tokenizer, defaults)
+    )
     head = ResponseHead.new("chatcmpl", context.model_name)
     if body.stream:
         streams = await stream_all(request, context, [prompt])
@@ -49,6 +52,12 @@ class _Events:
             for index in range(prompt.params.n)
         ]
         self._num_output = self._num_cached = 0
+        is_plain = len(self._answers) == 1 and self._answers[0].is_plain
+        self.plain_text: PlainText | None = self._plain_text if is_plain else None
+
+    def _plain_text(self, text: str, num_tokens: int) -> bytes:
+        self._num_output += num_tokens
+        return self._writer.text(0, text)
 
     def start(self) -> bytes:
         return b"".join(answer.start() for answer in self._answers)

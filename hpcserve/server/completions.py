@@ -19,7 +19,7 @@ from hpcserve.protocol.responses import make_usage
 from hpcserve.server.admission import complete_all, json_response, stream_all
 from hpcserve.server.context import ServerContext, context_of
 from hpcserve.server.openapi import takes
-from hpcserve.server.sse import EventStream
+from hpcserve.server.sse import EventStream, PlainText
 
 router = APIRouter()
 
@@ -31,7 +31,10 @@ async def create_completion(request: Request) -> Response:
     data = await request.body()
     body = parse_body(CompletionBody, data)
     context.check_model(body.model)
-    prompts = await context.tokenize(len(data), lambda: completion_inputs(body, context.tokenizer))
+    defaults = context.client.sampling_defaults
+    prompts = await context.tokenize(
+        len(data), lambda: completion_inputs(body, context.tokenizer, defaults)
+    )
     head = ResponseHead.new("cmpl", context.model_name)
     if body.stream:
         streams = await stream_all(request, context, prompts)
@@ -64,6 +67,13 @@ class _Events:
         ]
         self._num_output = 0
         self._num_cached = [0] * len(prompts)
+        is_one = len(prompts) == 1 and prompts[0].params.n == 1
+        is_plain = is_one and self._answers[0][0].is_plain
+        self.plain_text: PlainText | None = self._plain_text if is_plain else None
+
+    def _plain_text(self, text: str, num_tokens: int) -> bytes:
+        self._num_output += num_tokens
+        return self._writer.text(0, text)
 
     def start(self) -> bytes:
         return b""

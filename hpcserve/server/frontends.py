@@ -24,7 +24,7 @@ from hpcserve.engine.supervisor import child_environment, exit_reason
 from hpcserve.errors import EngineDeadError, EngineStartError, UsageError
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.log import get_logger
-from hpcserve.server.run import INTERRUPTED, serving_line, startup_line
+from hpcserve.server.run import INTERRUPTED, log_sampling_defaults, serving_line, startup_line
 
 logger = get_logger(__name__)
 
@@ -146,6 +146,7 @@ async def serve_frontends(
             await asyncio.gather(*(frontend.connect(endpoint) for frontend in frontends))
             signals.starting = None
             logger.info("%s", startup_line(client))
+            log_sampling_defaults(client)
             print(serving_line(options, listeners[0], config), flush=True)
             await _watch(client, frontends, signals)
     except asyncio.CancelledError:

@@ -15,7 +15,7 @@ from hpcserve.protocol.generate import GenerateBody
 from hpcserve.server.admission import complete_all, json_response, stream_all
 from hpcserve.server.context import ServerContext, context_of
 from hpcserve.server.openapi import takes
-from hpcserve.server.sse import EventStream
+from hpcserve.server.sse import EventStream, PlainText
 
 router = APIRouter()
 
@@ -60,6 +60,8 @@ async def abort_request(request: Request) -> Response:
 
 class _Events:
     """Every event carries an answer from its beginning, as this API's clients expect."""
+
+    plain_text: PlainText | None = None
 
     def __init__(
         self, body: GenerateBody, prompts: list[EngineInput], context: ServerContext

@@ -163,6 +163,7 @@ async def _serve(
         raise
     async with client:
         logger.info("%s", startup_line(client))
+        log_sampling_defaults(client)
         print(serving_line(options, listener, client.config), flush=True)
         await http.serve_client(client, options, listener, shutdown)
     return INTERRUPTED if shutdown.interrupted else 0
@@ -175,6 +176,15 @@ def startup_line(client: EngineClient) -> str:
     total_s = time.time() - psutil.Process().create_time()
     phases = ", ".join(f"{name} {took:.1f}" for name, took in client.ready.timings_s.items())
     return f"ready after {total_s:.1f} s (seconds in the engine: {phases})"
+
+
+def log_sampling_defaults(client: EngineClient) -> None:
+    """Say what requests get that do not choose it, if the model brings any of it."""
+    if client.sampling_defaults:
+        values = ", ".join(f"{name} {value}" for name, value in client.sampling_defaults.items())
+        logger.info(
+            "sampling defaults of the model: %s (--generation-config none drops them)", values
+        )
 
 
 def serving_line(options: ServerConfig, listener: socket.socket, config: EngineConfig) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,9 +18,18 @@ from hpcserve.server.disconnect import until_disconnect
 from hpcserve.server.flusher import Flusher
 from hpcserve.server.wire import WIRE, Wire
 
+#: (new text, number of its tokens) -> its event.
+PlainText: TypeAlias = Callable[[str, int], bytes]
+
 
 class Events(Protocol):
-    """The wire format of one streamed response."""
+    """The wire format of one streamed response.
+
+    plain_text: for a response of one answer whose events are text as it comes, but the first and
+    the last; None for all others.
+    """
+
+    plain_text: PlainText | None
 
     def start(self) -> bytes:
         """What comes before any news, or b""."""
@@ -99,6 +109,13 @@ class _Pump:
         self._flusher = opened.flusher
         self._first = opened.first
         self._running = dict(enumerate(opened.streams))
+        # Of a response with one stream: nearly every turn brings it a bit of text and no more.
+        is_one = len(opened.streams) == 1
+        self._take_text = None
+        if is_one and events.plain_text is not None:
+            self._take_text, self._plain_text = opened.streams[0].take_text, events.plain_text
+        # The stream itself speaks up once only until its news are taken; several may in one turn.
+        self._on_news = partial(self._flusher.add, self._flush) if is_one else self._on_any_news
         self._due = False
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -119,7 +136,7 @@ class _Pump:
             if isinstance(self._out, _AsgiOut):
                 await self._out.close()
 
-    def _on_news(self) -> None:
+    def _on_any_news(self) -> None:
         if not self._due:
             self._due = True
             self._flusher.add(self._flush)
@@ -129,6 +146,10 @@ class _Pump:
         if self._done.done() or self._out.is_full:
             return
         try:
+            if self._take_text is not None and (found := self._take_text()) is not None:
+                if found[0]:
+                    self._out.write(self._plain_text(*found))
+                return
             if data := self._take():
                 self._out.write(data)
         except Exception as error:  # noqa: BLE001 (nobody is above a callback: the task raises it)

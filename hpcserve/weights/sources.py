@@ -68,9 +68,11 @@ def weight_files(folder: Path) -> list[Path]:
 def _indexed_files(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [index.parent / name for name in names]
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{index} is no index of safetensors: {error!r}") from error
-    files = [index.parent / name for name in names]
+    if not files:
+        raise WeightsError(f"{index} is no index of safetensors: its weight_map is empty")
     for file in files:
         if not file.is_file():
             raise WeightsError(f"{index.name} names {file.name}, which is not in {index.parent}")

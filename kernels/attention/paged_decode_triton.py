@@ -8,6 +8,10 @@ is fixed by the host and programs without work leave at once, so a CUDA graph ma
 with other lengths. The last program to finish a part of a row (a counter tells) merges the parts,
 always in their order. The q heads of a group are padded to 16 rows, the least that tensor cores
 take.
+
+With FRESH, q comes as the linear layer made it, and the last token's k and v are not in the pool
+yet: every program rotates its q heads, and the one that attends to the last token writes that
+token's k and v first, for itself and for later steps. No other program reads them.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import triton
 import triton.language as tl
 
 from ..launch.dependent import enter, options
+from .reference import Fresh
 
 MIN_SPLIT = 256
 MAX_SPLITS = 32
@@ -39,6 +44,38 @@ def _split_size(length, MIN_SPLIT: tl.constexpr):
     while size * _MAX_SPLITS < length:
         size *= 2
     return size
+
+
+@triton.jit
+def _rotated(x_at, norm_ptr, angle_ptr, mask, eps, HAS_NORM: tl.constexpr, DIM: tl.constexpr):
+    """Heads at x_at [H, 1], normalised and rotated in fp32: [H, DIM]. angle_ptr: the position's
+    cosines, then its sines."""
+    HALF: tl.constexpr = DIM // 2
+    col = tl.arange(0, DIM)
+    pair = (col + HALF) % DIM
+    x = tl.load(x_at + col[None, :], mask=mask, other=0.0).to(tl.float32)
+    other = tl.load(x_at + pair[None, :], mask=mask, other=0.0).to(tl.float32)
+    if HAS_NORM:
+        scale = tl.rsqrt(tl.sum(x * x, axis=1) / DIM + eps)[:, None]
+        x *= scale * tl.load(norm_ptr + col).to(tl.float32)[None, :]
+        other *= scale * tl.load(norm_ptr + pair).to(tl.float32)[None, :]
+    cos = tl.load(angle_ptr + col % HALF)[None, :]
+    sin = tl.load(angle_ptr + HALF + col % HALF)[None, :]
+    return x * cos + tl.where(col < HALF, -1.0, 1.0)[None, :] * other * sin
+
+
+@triton.jit
+def _write_last(
+    k_at, v_at, k_out, v_out, norm_ptr, angle_ptr, eps, HAS_NORM: tl.constexpr, DIM: tl.constexpr
+):
+    """Rotate one head's k and store it and v; all pointers are scalars."""
+    col = tl.arange(0, DIM)
+    one = tl.zeros([1, 1], tl.int32)
+    k = _rotated(k_at + one, norm_ptr, angle_ptr, one == 0, eps, HAS_NORM, DIM)
+    tl.store(k_out + one + col[None, :], k.to(k_out.dtype.element_ty))
+    tl.store(v_out + col, tl.load(v_at + col))
+    # The program's other threads read them.
+    tl.debug_barrier()
 
 
 @triton.jit
@@ -144,6 +181,11 @@ def _decode_kernel(
     part_ptr,
     lse_ptr,
     counter_ptr,
+    fresh_k_ptr,
+    fresh_v_ptr,
+    cos_sin_ptr,
+    q_norm_ptr,
+    k_norm_ptr,
     q_stride_t,
     q_stride_h,
     page_stride,
@@ -152,9 +194,17 @@ def _decode_kernel(
     pages_stride,
     out_stride_t,
     out_stride_h,
+    fresh_k_stride_t,
+    fresh_k_stride_h,
+    fresh_v_stride_t,
+    fresh_v_stride_h,
     heads,
     group,
     factor,
+    eps,
+    FRESH: tl.constexpr,
+    HAS_Q_NORM: tl.constexpr,
+    HAS_K_NORM: tl.constexpr,
     PAGE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -182,8 +232,28 @@ def _decode_kernel(
         zeros = tl.zeros([BLOCK_H, DIM], out_ptr.dtype.element_ty)
         tl.store(out_ptr + out_at, zeros, mask=real[:, None])
     if tl.program_id(2) < parts:
-        q_at = row * q_stride_t + head[:, None] * q_stride_h + col[None, :]
-        q = tl.load(q_ptr + q_at, mask=real[:, None], other=0.0)
+        q_at = q_ptr + row * q_stride_t + head[:, None] * q_stride_h
+        if FRESH:
+            angles = cos_sin_ptr + (length - 1).to(tl.int64) * DIM
+            rotated = _rotated(q_at, q_norm_ptr, angles, real[:, None], eps, HAS_Q_NORM, DIM)
+            q = rotated.to(q_ptr.dtype.element_ty)
+            if tl.program_id(2) == (parts - 1) % tl.num_programs(2):
+                page = tl.load(page_table_ptr + row * pages_stride + (length - 1) // PAGE)
+                at = page.to(tl.int64) * page_stride + ((length - 1) % PAGE) * token_stride
+                at += kv_head * head_stride
+                _write_last(
+                    fresh_k_ptr + row * fresh_k_stride_t + kv_head * fresh_k_stride_h,
+                    fresh_v_ptr + row * fresh_v_stride_t + kv_head * fresh_v_stride_h,
+                    k_ptr + at,
+                    v_ptr + at,
+                    k_norm_ptr,
+                    angles,
+                    eps,
+                    HAS_K_NORM,
+                    DIM,
+                )
+        else:
+            q = tl.load(q_at + col[None, :], mask=real[:, None], other=0.0)
         for part in range(tl.program_id(2), parts, tl.num_programs(2)):
             start = part * size
             acc, total, top = _attend_part(
@@ -251,8 +321,12 @@ def paged_decode(
     out: torch.Tensor | None = None,
     tile: tuple[int, int, int] | None = None,
     min_split: int | None = None,
+    fresh: Fresh | None = None,
 ) -> torch.Tensor:
-    """See ops.paged_attention.paged_decode; tile is (BLOCK_N, warps, stages), default `_tile`."""
+    """See ops.paged_attention.paged_decode; tile is (BLOCK_N, warps, stages), default `_tile`.
+
+    With `fresh`, see reference.rope_paged_decode; at most 16 q heads may share a kv head then.
+    """
     min_split = min_split or MIN_SPLIT
     rows, heads, dim = q.shape
     _, page_size, kv_heads, _ = k_cache.shape
@@ -271,6 +345,10 @@ def paged_decode(
     programs = rows * kv_heads * group_blocks
     slots = min(parts, max(1, triton.cdiv(TARGET_PROGRAMS, programs)))
     merged_heads = min(BLOCK_HEADS, triton.next_power_of_2(group))
+    if fresh is not None and group_blocks > 1:
+        raise ValueError(f"{group} q heads share a kv head, at most {BLOCK_HEADS} can here")
+    new_k, new_v = (q, q) if fresh is None else (fresh.k, fresh.v)
+    norms = (None, None) if fresh is None else (fresh.q_norm, fresh.k_norm)
     _decode_kernel[(rows, kv_heads * group_blocks, slots)](
         q,
         k_cache,
@@ -281,6 +359,10 @@ def paged_decode(
         part_out,
         lse,
         _counters(q.device, triton.next_power_of_2(programs)),
+        new_k,
+        new_v,
+        lse if fresh is None else fresh.cos_sin,
+        *(q if norm is None else norm for norm in norms),
         q.stride(0),
         q.stride(1),
         k_cache.stride(0),
@@ -289,9 +371,17 @@ def paged_decode(
         page_table.stride(0),
         out.stride(0),
         out.stride(1),
+        new_k.stride(0),
+        new_k.stride(1),
+        new_v.stride(0),
+        new_v.stride(1),
         heads,
         group,
         scale * 1.4426950408889634,
+        0.0 if fresh is None else fresh.eps,
+        FRESH=fresh is not None,
+        HAS_Q_NORM=norms[0] is not None,
+        HAS_K_NORM=norms[1] is not None,
         PAGE=page_size,
         DIM=dim,
         BLOCK_N=block_n,

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+
+from ..rope.reference import rope_kv_write
+
+
+class Fresh(NamedTuple):
+    """What a decode's last token brings: k, v [R, Hkv, D] before norm and rotation, their heads
+    contiguous; cos_sin as of rope.reference.cos_sin_cache; norms [D] of q's and k's heads."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    cos_sin: torch.Tensor
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+    eps: float = 1e-6
 
 
 def _attend(
@@ -70,3 +86,23 @@ def paged_decode(
     """`paged_prefill` of R rows with one query each: q and the result are [R, Hq, D]."""
     cu_query_lens = torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device)
     return paged_prefill(q, k_cache, v_cache, page_table, cu_query_lens, seq_lens, scale, out=out)
+
+
+def rope_paged_decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    page_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    fresh: Fresh,
+) -> torch.Tensor:
+    """rope.reference.rope_kv_write of each row's last token, then paged_decode; rows of padding
+    write nothing."""
+    page_size = k_cache.shape[1]
+    positions = (seq_lens.long() - 1).clamp(min=0)
+    pages = page_table.long().gather(1, positions[:, None] // page_size).squeeze(1)
+    slots = torch.where(seq_lens > 0, pages * page_size + positions % page_size, -1)
+    args = (positions, fresh.cos_sin, k_cache, v_cache, slots)
+    q = rope_kv_write(q, fresh.k, fresh.v, *args, fresh.q_norm, fresh.k_norm, fresh.eps)
+    return paged_decode(q, k_cache, v_cache, page_table, seq_lens, scale)

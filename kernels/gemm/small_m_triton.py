@@ -7,6 +7,10 @@ tells) adds the parts in the order of K. The counter decides who adds, never in 
 results are the same every time.
 
 With GATES, W holds gate over up, a tile has rows of both, and silu(gate) * up is stored.
+
+A norm between two of these products needs no kernel of its own: the first adds the residual, stores
+the sum times the norm's weight, and each tile's sum of squares (MEASURES); the second divides by the
+root of their mean at its end (SCALES), since that number is the same for a whole row of x.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import triton
 import triton.language as tl
 
 from ..launch.dependent import options, prefetch, release, wait
+from .reference import DeferredNorm
 from .tuned import GATED, TUNED, Config, Table
 
 BLOCK_M = 16
@@ -59,11 +64,26 @@ def _store_gated(acc, out_ptr, tile, m, rows, width, BLOCK_M: tl.constexpr, BLOC
 
 
 @triton.jit
+def _store_measured(
+    out, gain_ptr, scaled_ptr, squares_ptr, tile, n, m, mask, size_n, BLOCK_M: tl.constexpr
+):
+    """The rounded tile out [BLOCK_N, BLOCK_M] times the norm's weight, and its sums of squares."""
+    gain = tl.load(gain_ptr + n, mask=n < size_n, other=0.0).to(tl.float32)
+    values = tl.where(mask, out.to(tl.float32), 0.0)
+    scaled = (values * gain[:, None]).to(scaled_ptr.dtype.element_ty)
+    tl.store(scaled_ptr + m[None, :] * size_n + n[:, None], scaled, mask=mask)
+    tl.store(squares_ptr + tile * BLOCK_M + m, tl.sum(values * values, axis=0))
+
+
+@triton.jit
 def _finish(
     acc,
     bias_ptr,
     residual_ptr,
     out_ptr,
+    gain_ptr,
+    scaled_ptr,
+    squares_ptr,
     tile,
     n,
     m,
@@ -73,6 +93,7 @@ def _finish(
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     GATES: tl.constexpr,
+    MEASURES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
@@ -89,6 +110,10 @@ def _finish(
     else:
         out = acc.to(out_ptr.dtype.element_ty)
         tl.store(out_ptr + m[None, :] * size_n + n[:, None], out, mask=mask)
+        if MEASURES:
+            _store_measured(
+                out, gain_ptr, scaled_ptr, squares_ptr, tile, n, m, mask, size_n, BLOCK_M
+            )
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -98,17 +123,26 @@ def _small_m_kernel(
     bias_ptr,
     residual_ptr,
     out_ptr,
+    gain_ptr,
+    scaled_ptr,
+    squares_ptr,
+    x_squares_ptr,
     part_ptr,
     counter_ptr,
     rows,
     size_n,
     size_k,
+    x_parts,
     x_stride,
     weight_stride,
     residual_stride,
+    eps,
     HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
     GATES: tl.constexpr,
+    MEASURES: tl.constexpr,
+    SCALES: tl.constexpr,
+    X_PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -134,17 +168,31 @@ def _small_m_kernel(
         wait()
     weight_at = weight_ptr + n.to(tl.int64)[:, None] * weight_stride + k[None, :]
     x_at = x_ptr + m[None, :] * x_stride + k[:, None]
+    if SCALES:
+        # Asked for ahead of the weights and used after them: their way here costs nothing then.
+        part = tl.arange(0, X_PARTS)
+        squares = tl.load(
+            x_squares_ptr + part[:, None] * BLOCK_M + m[None, :],
+            mask=(part < x_parts)[:, None],
+            other=0.0,
+        )
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for block in range(first, blocks * (split + 1) // SPLIT_K):
         weight = tl.load(weight_at + block * BLOCK_K)
         x = tl.load(x_at + block * BLOCK_K, mask=(m < rows)[None, :], other=0.0)
         acc = tl.dot(weight, x, acc, input_precision="ieee")
+    if SCALES:
+        # Each part of K is divided alone: the division distributes over their sum.
+        acc *= tl.rsqrt(tl.sum(squares, axis=0) / size_k + eps)[None, :]
     if SPLIT_K == 1:
         _finish(
             acc,
             bias_ptr,
             residual_ptr,
             out_ptr,
+            gain_ptr,
+            scaled_ptr,
+            squares_ptr,
             tile,
             n,
             m,
@@ -154,6 +202,7 @@ def _small_m_kernel(
             HAS_BIAS,
             HAS_RESIDUAL,
             GATES,
+            MEASURES,
             BLOCK_M,
             BLOCK_N,
         )
@@ -174,6 +223,9 @@ def _small_m_kernel(
                 bias_ptr,
                 residual_ptr,
                 out_ptr,
+                gain_ptr,
+                scaled_ptr,
+                squares_ptr,
                 tile,
                 n,
                 m,
@@ -183,6 +235,7 @@ def _small_m_kernel(
                 HAS_BIAS,
                 HAS_RESIDUAL,
                 GATES,
+                MEASURES,
                 BLOCK_M,
                 BLOCK_N,
             )
@@ -223,7 +276,7 @@ def fits(config: Config, size_n: int, size_k: int) -> bool:
 
 
 def linear(
-    x: torch.Tensor,
+    x: torch.Tensor | DeferredNorm,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
@@ -232,39 +285,81 @@ def linear(
 ) -> torch.Tensor:
     """See reference.linear, or with `gates` (and no residual) reference.gated_linear; at most 16
     rows, and `fits(config, *weight.shape)` must hold."""
+    return _launch(x, weight, bias, residual, None, 0.0, config, gates)[0]
+
+
+def linear_add_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor,
+    gain: torch.Tensor,
+    eps: float,
+    config: Config,
+) -> tuple[DeferredNorm, torch.Tensor]:
+    """See reference.linear_add_norm; what holds for `linear` holds here."""
+    total, norm = _launch(x, weight, bias, residual, gain, eps, config, gates=False)
+    assert norm is not None  # there is a gain
+    return norm, total
+
+
+def _launch(
+    x: torch.Tensor | DeferredNorm,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    gain: torch.Tensor | None,
+    eps: float,
+    config: Config,
+    gates: bool,
+) -> tuple[torch.Tensor, DeferredNorm | None]:
+    before = x if isinstance(x, DeferredNorm) else None
+    values = x.scaled if isinstance(x, DeferredNorm) else x
     size_n, size_k = weight.shape
-    rows = x.reshape(-1, size_k)
+    rows = values.reshape(-1, size_k)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     other = rows if residual is None else residual.reshape(-1, size_n)
     block_n, block_k, split_k, warps, stages = config
     tiles = size_n // block_n
     width = size_n // 2 if gates else size_n
-    out = torch.empty((*x.shape[:-1], width), dtype=x.dtype, device=x.device)
-    parts = out
-    counters = out
+    out = torch.empty((*values.shape[:-1], width), dtype=values.dtype, device=values.device)
+    norm = None
+    if gain is not None:
+        squares = torch.empty((tiles, BLOCK_M), dtype=torch.float32, device=out.device)
+        norm = DeferredNorm(torch.empty_like(out), squares, eps)
+    parts = counters = out
     if split_k > 1:
-        parts = torch.empty(
-            tiles * split_k * block_n * BLOCK_M, dtype=torch.float32, device=x.device
-        )
-        counters = _counters(x.device)
+        size = tiles * split_k * block_n * BLOCK_M
+        parts = torch.empty(size, dtype=torch.float32, device=out.device)
+        counters = _counters(out.device)
+    x_parts = 1 if before is None else before.squares.shape[0]
     _small_m_kernel[(tiles, split_k)](
         rows,
         weight,
         out if bias is None else bias,
         other,
         out,
+        out if gain is None else gain,
+        out if norm is None else norm.scaled,
+        out if norm is None else norm.squares,
+        out if before is None else before.squares,
         parts,
         counters,
         rows.shape[0],
         size_n,
         size_k,
+        x_parts,
         rows.stride(0),
         weight.stride(0),
         other.stride(0),
+        eps if before is None else before.eps,
         HAS_BIAS=bias is not None,
         HAS_RESIDUAL=residual is not None,
         GATES=gates,
+        MEASURES=norm is not None,
+        SCALES=before is not None,
+        X_PARTS=triton.next_power_of_2(x_parts),
         BLOCK_M=BLOCK_M,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
@@ -272,6 +367,6 @@ def linear(
         PREFETCH=PREFETCH,
         num_warps=warps,
         num_stages=stages,
-        **options(x),
+        **options(values),
     )
-    return out
+    return out, norm

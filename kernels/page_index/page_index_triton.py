@@ -8,9 +8,18 @@ import triton
 import triton.language as tl
 
 BLOCK = 256
+#: Rows that a program looks at, so that few variants are compiled while requests wait: captured
+#: steps have few, others up to as many as run together.
+ROWS = (128, 1024)
 
 
-@triton.jit(do_not_specialize=["rows"])
+# Tables and lengths are slices whose alignment and width change from step to step: one variant.
+@triton.jit(
+    do_not_specialize=["rows", "pages_stride"],
+    do_not_specialize_on_alignment=[
+        *("page_table_ptr", "seq_lens_ptr", "indptr_ptr", "indices_ptr", "last_page_len_ptr")
+    ],
+)
 def _page_index_kernel(
     page_table_ptr,
     seq_lens_ptr,
@@ -62,5 +71,5 @@ def page_index(
         page_table.stride(0),
         page_size,
         BLOCK=BLOCK,
-        BLOCK_ROWS=triton.next_power_of_2(rows),
+        BLOCK_ROWS=next((most for most in ROWS if rows <= most), triton.next_power_of_2(rows)),
     )

@@ -1,4 +1,7 @@
-"""Greedy tokens in two launches: the best of each block of the vocabulary, then of the blocks."""
+"""Greedy tokens in two launches: the best of each block of the vocabulary, then of the blocks.
+
+NaN counts as -inf, so that a broken row gets some token of the vocabulary (0 where all is NaN).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ def _block_kernel(
     first = tl.program_id(1) * BLOCK
     token = first + tl.arange(0, BLOCK)
     x = tl.load(logits_ptr + row * logits_stride + token, mask=token < vocab, other=-float("inf"))
-    best, index = tl.max(x.to(tl.float32), axis=0, return_indices=True)
+    x = x.to(tl.float32)
+    # Beside NaN a maximum may be that of the padding, whose ids nobody can look up.
+    x = tl.where(x == x, x, -float("inf"))
+    best, index = tl.max(x, axis=0, return_indices=True)
     tl.store(best_ptr + at, best)
     tl.store(best_id_ptr + at, first + index)
 

@@ -34,10 +34,16 @@ def _value(key):
 
 
 @triton.jit
+def _no_nan(x):
+    """-inf for NaN: beside it a maximum may be that of the padding, which is no token."""
+    return tl.where(x == x, x, -float("inf"))
+
+
+@triton.jit
 def _load(ptr, index, size, factor):
     """Scaled values; adding zero makes -0 and 0, which are equal, one key."""
     x = tl.load(ptr + index, mask=index < size, other=-float("inf")).to(tl.float32)
-    return x * factor + 0.0
+    return _no_nan(x * factor + 0.0)
 
 
 @triton.jit

@@ -149,6 +149,19 @@ def apply_logit_bias(
     return logits
 
 
+def apply_token_mask(logits: torch.Tensor, mask: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """logits[rows[i], t] = -inf where bit t of mask[i] is 0; in place, returns logits [B, V].
+
+    mask: int32 [n, at least V / 32], 32 tokens a number, the lowest bit first; rows: int [n], each
+    row at most once.
+    """
+    vocab = logits.shape[1]
+    shifts = torch.arange(32, dtype=torch.int32, device=mask.device)
+    allowed = (mask[:, :, None] >> shifts & 1).flatten(1)[:, :vocab].bool()
+    logits[rows.long()] = logits[rows.long()].masked_fill(~allowed, -torch.inf)
+    return logits
+
+
 def top_logprobs(
     logits: torch.Tensor, chosen: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -7,6 +7,8 @@
 3. Every filtered row and block: best score among the values at or above the threshold; blocks
    without such a value skip the noise.
 4. Every row: the best block; the least token id wins ties, as in argmax.
+
+NaN counts as -inf, so that a broken row gets some token of the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .filter_triton import _key, _value, search
+from .filter_triton import _key, _no_nan, _value, search
 from .noise_triton import gumbel, noise_bits, row_keys
 from .reference import GREEDY_TEMPERATURE
 
@@ -78,11 +80,11 @@ def _stats_kernel(
         temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, row
     )
     x = tl.load(logits_ptr + row * logits_stride + token, mask=mask, other=-float("inf"))
-    x = x.to(tl.float32)
+    x = _no_nan(x.to(tl.float32))
     if temperature < _GREEDY:
         _store_best(x, token, best_ptr, best_id_ptr, at)
     else:
-        x = x * (1.0 / temperature)
+        x = _no_nan(x * (1.0 / temperature))
         if _is_filtered(temperature, top_k, top_p, min_p, vocab):
             top = tl.max(x, axis=0)
             # A block may be forbidden as a whole; its sum is 0 then.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -229,6 +230,7 @@ def _load_rank(checkpoint, tensors, rank, size) -> dict[str, torch.Tensor]:
         ("mistral", {"sliding_window": 64}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}),
         ("qwen3", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}),
+        ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2}),
     ],
 )
 def test_sliding_window_is_refused_unless_it_covers_the_context(tmp_path, model_type, fields):
@@ -236,6 +238,19 @@ def test_sliding_window_is_refused_unless_it_covers_the_context(tmp_path, model_
     with pytest.raises(UnsupportedModelError, match="--context-length 64 or less"):
         _driver(tmp_path)
     _driver(tmp_path, context_length=64)
+
+
+def test_mistral_slides_unless_its_config_says_otherwise(tmp_path):
+    make_random_checkpoint(tmp_path, "mistral", max_position_embeddings=8192)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for window, length in ((None, 8192), (4096, 4096)):
+        config["sliding_window"] = window
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        _driver(tmp_path, context_length=length)
+    del config["sliding_window"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="--context-length 4096 or less"):
+        _driver(tmp_path)
 
 
 def test_other_activations_and_ropes_are_refused(tmp_path):

@@ -89,6 +89,52 @@ def test_the_stock_openai_client(server: Server) -> None:
         assert done.choices[0].text == " Paris."
 
 
+def test_answers_in_a_given_form(server: Server) -> None:
+    import openai
+    from pydantic import BaseModel, Field
+
+    class Capital(BaseModel):
+        city: str = Field(max_length=20)
+        country: str = Field(max_length=20)
+
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    tool = {
+        "type": "function",
+        "function": {"name": "look_up", "parameters": Capital.model_json_schema()},
+    }
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        parsed = client.chat.completions.parse(
+            model="default", messages=question, response_format=Capital, temperature=0
+        )
+        assert parsed.choices[0].message.parsed.city == "Paris"
+        called = client.chat.completions.create(
+            model="default", messages=question, tools=[tool], tool_choice="required", temperature=0
+        )
+        [call] = called.choices[0].message.tool_calls
+        assert call.function.name == "look_up"
+        Capital.model_validate_json(call.function.arguments)
+        with pytest.raises(openai.BadRequestError, match="regex: Regex parsing error"):
+            client.chat.completions.create(
+                model="default", messages=question, extra_body={"regex": "(["}
+            )
+    sum_of = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+    body = {
+        "messages": [{"role": "user", "content": "What is 12 plus 7?"}],
+        "chat_template_kwargs": {"enable_thinking": True},
+        "separate_reasoning": True,
+        "json_schema": sum_of,
+        "temperature": 0,
+        "max_tokens": 150,
+    }
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    message = answer.json()["choices"][0]["message"]
+    assert "Together 19" in message["reasoning_content"]
+    assert isinstance(json.loads(message["content"])["sum"], int)
+    sampling = {"regex": "[0-9]{3}", "temperature": 1.0}
+    answer = httpx.post(f"{server.url}/generate", json={"text": "x", "sampling_params": sampling})
+    assert re.fullmatch("[0-9]{3}", answer.json()["text"])
+
+
 def test_the_native_api(server: Server) -> None:
     body = {"text": "The capital of France is", "sampling_params": {"temperature": 0}}
     answer = httpx.post(f"{server.url}/generate", json=body).json()

@@ -22,6 +22,7 @@ def compile_only(self, *args, grid, warmup, **kwargs):
     assembly = compiled.asm["ptx"]
     facts = {
         "kernel": self.fn.__name__,
+        "variant": compiled.hash,
         "shared": compiled.metadata.shared,
         "tensor_cores": "wgmma.mma_async" in assembly or "mma.sync" in assembly,
         "asynchronous_copies": "cp.async" in assembly,
@@ -40,6 +41,7 @@ def rows_and_tokens():
     from hpcserve.kernels.kv_store import write_kv_triton
     from hpcserve.kernels.metadata import expand_triton, pages_triton
     from hpcserve.kernels.norm import rms_norm_triton
+    from hpcserve.kernels.page_index import page_index_triton
     from hpcserve.kernels.rope import rope_kv_write_triton
 
     x = torch.zeros(2, 4096, dtype=BF16)
@@ -59,15 +61,41 @@ def rows_and_tokens():
     expand_triton.expand_decode(ints(0, 1), ints(0, 1), table, table, 16)
     pages_triton.row_pages(table, ints(0, 1), ints(5, 33), 16)
     pages_triton.write_pages(table, ints(0, 1, 0, 1, 3, 4).view(3, 2))
+    page_index_triton.page_index(
+        table, ints(5, 33), 16, ints(0, 0, 0), ints(0, 0, 0, 0), ints(0, 0)
+    )
+
+
+def step_by_step():
+    """The kernels that lay out eager steps, over steps that differ in rows, width and alignment."""
+    from hpcserve.kernels.metadata import expand_triton, pages_triton
+    from hpcserve.kernels.page_index import page_index_triton
+
+    all_pages = torch.zeros(1024, 100, dtype=torch.int32)
+    tokens = torch.zeros(1024, 1601, dtype=torch.int32)
+    for rows, width in ((1, 1), (2, 7), (3, 16), (17, 33), (64, 64), (100, 5)):
+        packed = torch.ones(3 * rows + 5, dtype=torch.int32)
+        slots, computed, scheduled, _ = packed.split([rows, rows, rows, 5])
+        expand_triton.expand(slots, computed, scheduled, all_pages, tokens, 16, rows)
+        pages_triton.write_pages(all_pages, packed[: 3 * rows].view(3, rows))
+        table = all_pages[:rows, :width].contiguous()
+        indices = torch.zeros(rows * width, dtype=torch.int32)
+        page_index_triton.page_index(table, computed, 16, scheduled, indices, slots)
 
 
 def sampling():
-    from hpcserve.kernels.sampling import argmax_triton, penalties_triton, sample_triton
+    from hpcserve.kernels.sampling import (
+        argmax_triton,
+        penalties_triton,
+        sample_triton,
+        token_mask_triton,
+    )
 
     logits, columns = torch.zeros(2, 32000), torch.zeros(3, 2)
     state = torch.zeros(2, 32000, dtype=torch.int32)
     penalties_triton.apply_penalties(logits, state, state.bool(), *columns)
     penalties_triton.apply_logit_bias(logits, ints(0), ints(0), torch.zeros(1))
+    token_mask_triton.apply_token_mask(logits.to(BF16), state[:, :1000], ints(0, 1))
     wide = torch.zeros(2, dtype=torch.int64)
     args = (columns[0], ints(1, 1), columns[1], columns[2], wide, wide)
     sample_triton.sample(logits.to(BF16), *args)
@@ -77,18 +105,32 @@ def sampling():
 
 
 def matrix_products():
-    from hpcserve.kernels.attention import paged_decode_triton, paged_prefill_triton
+    from hpcserve.kernels.attention import paged_decode_triton, paged_prefill_triton, reference
     from hpcserve.kernels.gemm import small_m_triton
 
     q, cache = torch.zeros(2, 32, 128, dtype=BF16), torch.zeros(4, 16, 8, 128, dtype=BF16)
     table, lens = torch.zeros(2, 64, dtype=torch.int32), ints(1, 1)
     paged_decode_triton.paged_decode(q, cache, cache, table, lens, 0.1)
+    fresh = reference.Fresh(q[:, :8], q[:, 8:16], torch.zeros(64, 128), q[0, 0], q[0, 0])
+    paged_decode_triton.paged_decode(q, cache, cache, table, lens, 0.1, fresh=fresh)
     paged_prefill_triton.paged_prefill(q, cache, cache, table, ints(0, 1, 2), lens, 0.1)
     x, weight = torch.zeros(4, 4096, dtype=BF16), torch.zeros(4096, 4096, dtype=BF16)
     for config in small_m_triton.CANDIDATES[1::11]:
         small_m_triton.linear(x, weight, x[0], x, config)
     for config in small_m_triton.CANDIDATES[5::2][:2]:
-        small_m_triton.linear(x, weight, x[0], None, config, gates=True)
+        norm, _ = small_m_triton.linear_add_norm(x, weight, None, x, x[0], 1e-6, config)
+        small_m_triton.linear(norm, weight, x[0], None, config, gates=True)
+
+
+def experts():
+    from hpcserve.kernels.moe import grouped_gemm_triton, route_triton
+    from hpcserve.kernels.moe.tuned import TILES
+
+    hidden, logits = torch.zeros(8, 2048, dtype=BF16), torch.zeros(8, 60, dtype=BF16)
+    gate_up, down = torch.zeros(60, 512, 2048, dtype=BF16), torch.zeros(60, 2048, 256, dtype=BF16)
+    weights, ids = route_triton.route(logits, 4, True)
+    for _, config in TILES:
+        grouped_gemm_triton.experts(hidden, gate_up, down, weights, ids, 0, config)
 
 
 if __name__ == "__main__":
@@ -104,4 +146,11 @@ if __name__ == "__main__":
     from hpcserve.kernels.launch import dependent
 
     dependent.available = lambda device: True
-    {"rows": rows_and_tokens, "sampling": sampling, "products": matrix_products}[sys.argv[1]]()
+    families = {
+        "rows": rows_and_tokens,
+        "sampling": sampling,
+        "products": matrix_products,
+        "experts": experts,
+        "steps": step_by_step,
+    }
+    families[sys.argv[1]]()

@@ -47,3 +47,11 @@ def test_store_writes_its_turn_and_the_real_rows(random, run):
     expected = torch.full_like(buffer, -7)
     expected[2, 5], expected[0, 1] = int(best[0]), int(best[2])
     assert torch.equal(buffer, expected)
+
+
+def test_nan_is_never_chosen():
+    """A row that overflowed must not name a token beyond the vocabulary: its embedding is read."""
+    logits = torch.full((3, 300), torch.nan)
+    logits[0, 299] = -3.0
+    logits[1, [7, 200]] = torch.tensor([1.0, 2.0])
+    assert triton_argmax.argmax(logits).tolist() == [299, 200, 0]

@@ -4,7 +4,8 @@ import torch
 
 from hpcserve.attention.base import AttentionMetadata
 from hpcserve.attention.triton import EntryClass
-from hpcserve.kernels.attention import shapes
+from hpcserve.kernels.attention import reference, shapes
+from hpcserve.kernels.rope.reference import cos_sin_cache
 from hpcserve.ops import paged_attention
 
 decode_triton = pytest.importorskip("hpcserve.kernels.attention.paged_decode_triton")
@@ -67,6 +68,42 @@ def test_decode(random, poisoned, run, case, dtype):
     assert out.dtype == dtype
     expected = naive(case, q, k_cache, v_cache, page_table, bounds, 0.3)
     torch.testing.assert_close(out.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize("programs", [1, 4096])
+@pytest.mark.parametrize("case", shapes.DECODE_SMALL[:3], ids=str)
+def test_decode_that_rotates_and_writes(monkeypatch, random, poisoned, case, programs, norms):
+    monkeypatch.setattr(decode_triton, "TARGET_PROGRAMS", programs)
+    dim, rows = case.head_dim, len(case.seq_lens)
+    q, k_cache, v_cache, page_table, _, seq_lens = make(case, torch.float32, random)
+    width = case.heads + 2 * case.kv_heads
+    qkv = torch.randn(rows, width, dim, generator=random)
+    q, k, v = qkv.split((case.heads, case.kv_heads, case.kv_heads), 1)
+    weights = torch.randn(2, dim, generator=random) if norms else (None, None)
+    fresh = reference.Fresh(
+        k, v, cos_sin_cache(torch.rand(dim // 2, generator=random), 700), *weights, 1e-5
+    )
+    # What stands where the new tokens go must not count.
+    for row, length in enumerate(case.seq_lens):
+        if length:
+            at = page_table[row, (length - 1) // case.page_size], (length - 1) % case.page_size
+            k_cache[at], v_cache[at] = torch.nan, torch.nan
+    caches = [(k_cache.clone(), v_cache.clone()) for _ in range(2)]
+    args = (page_table, seq_lens, 0.3)
+    want = reference.rope_paged_decode(q, *caches[0], *args, fresh)
+    got = decode_triton.paged_decode(q, *caches[1], *args, fresh=fresh)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(caches[1], caches[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_decode_that_writes_refuses_two_programs_for_one_kv_head(random):
+    case = shapes.DECODE_SMALL[3]
+    q, k_cache, v_cache, page_table, _, seq_lens = make(case, torch.float32, random)
+    fresh = reference.Fresh(q, q, q)
+    with pytest.raises(ValueError, match="20 q heads"):
+        decode_triton.paged_decode(q, k_cache, v_cache, page_table, seq_lens, 0.3, fresh=fresh)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -201,3 +201,24 @@ def test_reference_samples_the_softmax(vary):
 
 def test_no_rows():
     assert triton_sample.sample(*batch(torch.empty(0, 10))).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"temperature": 0.0},
+        {},
+        {"top_k": 2},
+        {"top_p": 0.5},
+        {"min_p": 0.1},
+        {"top_k": 2, "top_p": 0.5},
+    ],
+    ids=str,
+)
+def test_nan_is_never_chosen(filters):
+    """Whatever a row that overflowed holds, it gets a token of the vocabulary."""
+    logits = torch.full((4, 300), torch.nan)
+    logits[0, 299] = -3.0
+    logits[1, [7, 200]] = torch.tensor([1.0, 90.0])
+    logits[3] = -torch.inf
+    assert triton_sample.sample(*batch(logits, **filters)).tolist() == [299, 200, 0, 0]

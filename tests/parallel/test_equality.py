@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from hpcserve import LLM, SamplingParams
+from hpcserve import LLM, Grammar, SamplingParams
+from hpcserve.errors import GrammarError
 
 
 def options_of(layout: str) -> dict[str, int]:
@@ -18,6 +21,26 @@ def test_dense(kit, folder_of, expected, layout):
         assert kit.texts(llm) == expected("qwen3")
         assert llm.stats().num_running == 0
     assert [one for one in kit.children() if one not in before] == []
+
+
+def test_grammars(kit, folder_of):
+    """Every rank that samples follows them, over stages and micro-batches."""
+    grammars = [Grammar.regex("[a-f]{4,9}x?"), Grammar.choice(["yes", "no"]), None]
+    params = [
+        SamplingParams(temperature=0.9, seed=number, max_tokens=12, grammar=grammars[number % 3])
+        for number in range(len(kit.prompts))
+    ]
+    found = []
+    for layout in ("tp=1", "tp=2 pp=2"):
+        with LLM(str(folder_of("qwen3")), **kit.options, **options_of(layout)) as llm:
+            outputs = [output.outputs[0] for output in llm.generate(kit.prompts, params)]
+            found.append([output.token_ids for output in outputs])
+            with pytest.raises(GrammarError, match="Unclosed"):
+                llm.generate(kit.prompts[0], SamplingParams(grammar=Grammar.regex("[a")))
+            assert llm.stats().num_running == 0
+    assert found[0] == found[1]
+    assert all(re.fullmatch("[a-f]{4,9}x?", output.text) for output in outputs[::3])
+    assert all(output.text in ("yes", "no") for output in outputs[1::3])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from click.testing import CliRunner, Result
 
 from hpcserve.batch import client_engine
 from hpcserve.cli.main import main
+from hpcserve.config.generation import sampling_defaults
+from hpcserve.config.model import ModelConfig
 from hpcserve.fake_engine import write_byte_tokenizer
+from hpcserve.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -160,3 +163,12 @@ def test_the_examples_are_rows_that_run(tmp_path: Path, model: Path) -> None:
     assert result.exit_code == 0, result.stderr
     assert len(_read(output)) == len(questions.read_text(encoding="utf-8").splitlines())
     assert "note:" not in result.stderr
+
+
+def test_rows_get_the_models_sampling_where_they_do_not_say(model: Path) -> None:
+    (model / "generation_config.json").write_text('{"temperature": 0.25, "top_p": 0.5}')
+    config = ModelConfig(model=str(model))
+    preparer = client_engine.ClientPreparer(Tokenizer.load(model), sampling_defaults(config))
+    prepared = preparer.prepare("/v1/completions", {"prompt": "a", "top_p": 0.75})
+    params = prepared.payload.inputs[0].params
+    assert (params.temperature, params.top_p) == (0.25, 0.75)

@@ -143,10 +143,14 @@ def test_abort_by_name_gives_the_reason(tmp_path):
         ([-1], {}, InvalidParameterError, "-1"),
         ([2**40], {}, InvalidParameterError, "prompt"),
         ([1.5, "x"], {}, InvalidParameterError, "prompt"),
+        ([259], {}, InvalidParameterError, "259"),
         ([1] * 64, {}, ContextLengthError, "64"),
         ([1] * 60, {"max_tokens": 5}, ContextLengthError, r"65.*64"),
         ([1], {"temperature": -1}, InvalidParameterError, "temperature"),
         ([1], {"stop_token_ids": (999,)}, InvalidParameterError, "999"),
+        ([1], {"top_k": 2**63}, InvalidParameterError, "top_k"),
+        ([1], {"top_k": 2**32 + 5}, InvalidParameterError, "top_k"),
+        ([1], {"min_tokens": 2**64}, InvalidParameterError, "min_tokens"),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_is_sent(tmp_path, prompt, params, error, text):
@@ -155,6 +159,16 @@ def test_what_cannot_run_is_refused_before_it_is_sent(tmp_path, prompt, params, 
             await client.complete(prompt, SamplingParams(**params))
         assert client.num_open == 0
         assert core.seen == []
+
+    with_core(scenario, tmp_path, context_length=64)
+
+
+def test_the_largest_request_and_token_id_are_taken(tmp_path):
+    async def scenario(client, core):
+        assert client.ready.vocab_size == 259
+        output = await client.complete([258] * 60, SamplingParams(max_tokens=4, ignore_eos=True))
+        assert len(output.outputs[0].token_ids) == 4
+        assert [one.num_open for one in client.replicas] == [0]
 
     with_core(scenario, tmp_path, context_length=64)
 
@@ -258,9 +272,9 @@ def test_random_life_leaves_nothing(tmp_path):
 # ------------------------------------------------------------ a core in its own process
 
 
-def start(tmp_path, life, **options):
+def start(tmp_path, life, *, replicas=1, **options):
     tokenizer = Tokenizer.load(write_byte_tokenizer(tmp_path))
-    config = EngineConfig.from_options({"random_seed": life})
+    config = EngineConfig.from_options({"random_seed": life, "dp": replicas})
     return EngineClient.start(config, tokenizer, module="hpcserve.fake_engine", **options)
 
 
@@ -304,6 +318,52 @@ def test_processes_that_die(tmp_path):
 
     async def scenario():
         await asyncio.gather(one(1, "told to die"), one(2, "exit code 0"), killed())
+
+    asyncio.run(scenario())
+
+
+def test_a_call_does_not_wait_for_a_core_that_died(tmp_path):
+    async def scenario():
+        async with await start(tmp_path, 0, replicas=2) as client:
+            first, second = client.replicas
+            second.send = lambda message: None  # it never gets to answer
+            call = asyncio.create_task(client.stats())
+            await asyncio.sleep(0.05)
+            os.kill(second.pid, signal.SIGKILL)
+            assert (await asyncio.wait_for(call, 5)).num_total_pages > 0
+            first.send = second.send
+            call = asyncio.create_task(client.stats())
+            await asyncio.sleep(0)
+            os.kill(first.pid, signal.SIGKILL)
+            with pytest.raises(EngineDeadError, match="SIGKILL"):
+                await asyncio.wait_for(call, 5)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("end", ["killed", "halted", "closed"])
+def test_a_core_of_somebody_else_that_ends_is_noticed(tmp_path, monkeypatch, end):
+    """A client that only connected has no process to watch."""
+    monkeypatch.setattr("hpcserve.ipc.channel._HEARTBEAT_MS", 100)
+    monkeypatch.setattr("hpcserve.ipc.channel._SILENCE_MS", 500)
+
+    async def scenario():
+        async with await start(tmp_path, 3) as owner:
+            endpoint = owner.replicas[0].endpoint
+            async with await EngineClient.connect(endpoint, owner.tokenizer) as client:
+                task = asyncio.create_task(client.complete([65] * 500, GREEDY))
+                await asyncio.sleep(0.1)
+                if end == "closed":
+                    await owner.close()
+                else:
+                    number = signal.SIGKILL if end == "killed" else signal.SIGSTOP
+                    os.kill(owner.replicas[0].pid, number)
+                with pytest.raises(EngineDeadError, match="connection to it broke"):
+                    await asyncio.wait_for(task, 10)
+                with pytest.raises(EngineDeadError):
+                    client.submit([65], GREEDY)
+                if end == "halted":
+                    os.kill(owner.replicas[0].pid, signal.SIGCONT)
 
     asyncio.run(scenario())
 
@@ -361,3 +421,12 @@ def test_exit_reasons():
     assert "out of memory" in exit_reason(-signal.SIGKILL)
     assert "SIGSEGV" in exit_reason(-signal.SIGSEGV)
     assert "exit code 3" in exit_reason(3)
+
+
+def test_a_priority_that_cannot_be_sent_leaves_nothing_open(tmp_path):
+    async def scenario(client, core):
+        with pytest.raises(InvalidParameterError, match="priority"):
+            client.submit([65], GREEDY, priority=2**64)
+        assert client.num_open == 0
+
+    with_core(scenario, tmp_path)

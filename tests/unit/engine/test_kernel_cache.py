@@ -1,5 +1,6 @@
 """The cache of compiled code, over a made-up flashinfer."""
 
+import re
 import sys
 import threading
 from types import ModuleType, SimpleNamespace
@@ -8,9 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from hpcserve import registry
 from hpcserve.cli.main import main
 from hpcserve.engine import attention_choice, flashinfer_modules, kernel_build, kernel_cache
-from hpcserve.errors import EngineError, OutputError
+from hpcserve.errors import ConfigError, EngineError, OutputError
 
 HEADS = {"head_dim": 128, "dtype": torch.bfloat16, "hopper": True}
 
@@ -124,6 +126,37 @@ def test_auto_never_waits_for_a_compiler(place, monkeypatch):
     for name in flashinfer_modules.needed_modules(**HEADS):
         write(place.bundled, name)
     assert choose() == "flashinfer"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("cannot import name 'fast_decode_plan'"),
+        RuntimeError("flashinfer-jit-cache version (1) does not match flashinfer version (2)"),
+        PermissionError("flashinfer_jit.log"),
+    ],
+)
+def test_a_flashinfer_that_cannot_be_loaded_is_left_out(place, monkeypatch, error):
+    kernel_cache.use_kernel_folder("9.0a")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    for name in flashinfer_modules.needed_modules(**HEADS):
+        write(place.bundled, name)
+
+    def load(name):
+        if name == "flashinfer":
+            raise error
+        return registry.load("hpcserve.attention", name).EntryClass
+
+    monkeypatch.setattr(attention_choice, "_load", load)
+
+    def choose(name):
+        return attention_choice.choose_attention(
+            name, device=torch.device("cuda"), page_size=16, head_dim=128, dtype=torch.bfloat16
+        )
+
+    assert choose("auto").__name__ == "TritonAttention"
+    with pytest.raises(ConfigError, match=re.escape(str(error))):
+        choose("flashinfer")
 
 
 class FakeJit(ModuleType):

@@ -1,8 +1,13 @@
+import os
+import signal
+import threading
+
 import pytest
 
 from hpcserve import LLM, SamplingParams
 from hpcserve.errors import (
     ConfigError,
+    EngineDeadError,
     InvalidParameterError,
     ModelNotFoundError,
     UsageError,
@@ -73,3 +78,29 @@ def test_what_cannot_start(tmp_path):
         LLM("nobody/has-this-one")
     with pytest.raises(ConfigError, match="max_model_len"):
         LLM(str(tmp_path), max_modle_len=3)
+
+
+def test_a_core_that_is_killed_is_an_error_for_whoever_waits_and_whoever_comes(tmp_path):
+    folder = write_byte_tokenizer(tmp_path)
+    slow = 3  # what the fake core takes its seed for
+    with LLM(str(folder), core_module=FAKE, random_seed=slow) as llm:
+        killer = threading.Timer(0.3, os.kill, (llm._client.replicas[0].pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(EngineDeadError, match="SIGKILL"):
+            llm.generate(["a" * 500, "b" * 500])
+        killer.join()
+        for use in (lambda: llm.generate("c"), llm.stats, llm.flush_cache):
+            with pytest.raises(EngineDeadError, match="SIGKILL"):
+                use()
+
+
+def test_without_params_the_models_own_are_used(tmp_path):
+    folder = write_byte_tokenizer(tmp_path)
+    with LLM(str(folder), core_module=FAKE) as llm:
+        assert llm.default_sampling_params == SamplingParams(temperature=0.0)
+    (folder / "generation_config.json").write_text('{"top_p": 0.5, "temperature": 0.7}')
+    with LLM(str(folder), core_module=FAKE) as llm:
+        assert llm.default_sampling_params == SamplingParams(temperature=0.7, top_p=0.5)
+        assert llm.generate("ab")[0].outputs[0].text == "ab"
+    with LLM(str(folder), core_module=FAKE, generation_config="none") as llm:
+        assert llm.default_sampling_params == SamplingParams(temperature=0.0)

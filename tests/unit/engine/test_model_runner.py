@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from hpcserve.config.engine import EngineConfig
+from hpcserve.engine.sampler import Sampler
 from hpcserve.engine.worker import Worker
+from hpcserve.ipc.messages import NewRequest
 from hpcserve.sampling_params import SamplingParams
 from hpcserve.testing import StepDriver, make_random_checkpoint
 
@@ -175,6 +177,22 @@ def test_min_tokens_masks_eos_and_stop_tokens_until_reached(driver):
     assert not {EOS, 50} & set(text[:3]) and text[3] == EOS
     ignored = SamplingParams(temperature=0.0, logit_bias=loud, min_tokens=3, ignore_eos=True)
     assert _alone(driver, prompt, ignored, 2) == [EOS, EOS]
+
+
+def test_an_end_beyond_the_vocabulary_is_masked_nowhere():
+    """A checkpoint may name one: masking it would write beyond the row of logits."""
+    sampler = Sampler(
+        max_slots=1, vocab_size=8, eos_token_ids=[2, 8, 151645], device=torch.device("cpu")
+    )
+    params = SamplingParams(temperature=0.0, min_tokens=3)
+    ids, none = np.array([1], np.int32), np.zeros(0, np.int32)
+    sampler.add(NewRequest(0, ids, 1, none, params, seed=0))
+    logits = torch.zeros(1, 8)
+    logits[0, 2], logits[0, 5] = 9.0, 4.0
+    slots, positions = np.zeros(1, np.int32), np.ones(1, np.int32)
+    on_device = (torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64))
+    tokens, _ = sampler.sample(logits, slots, positions, *on_device)
+    assert tokens.tolist() == [5]
 
 
 def test_logprobs_are_the_models_own(driver):

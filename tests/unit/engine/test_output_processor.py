@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
+from hpcserve.engine.open_request import OpenRequest
+from hpcserve.engine.output_processor import OutputProcessor
 from hpcserve.errors import EngineDeadError
 from hpcserve.fake_engine import IM_END, write_byte_tokenizer
 from hpcserve.ipc.messages import EngineCoreOutputs, FinishedRequest, TokenLogprobs
@@ -65,7 +66,6 @@ def test_deltas_join_to_the_text_and_half_characters_wait(tokenizer):
     assert reader.last().finish_reason == "length"
     assert reader.news[-1].finished
     assert reader.news[-1].num_cached_tokens == 2
-    assert reader.num_told == 3
     assert len(reader.processor) == 0
     assert reader.processor.take_finished() == ["name"]
 
@@ -129,6 +129,25 @@ def test_min_tokens_passes_stop_strings(tokenizer):
     assert reader.last().finish_reason == "stop"
 
 
+def test_a_stop_string_may_end_with_the_last_of_min_tokens(tokenizer):
+    reader = Reader(tokenizer, stop=("a",), min_tokens=3)
+    feed(reader, "XXaX")
+    assert reader.text() == "XX"
+    assert reader.last().finish_reason == "stop"
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_an_abort_gives_out_what_was_held_back(tokenizer, streams):
+    reader = Reader(tokenizer, streams=streams, stop=("END",))
+    for byte in b"the EN":
+        reader.step([byte])
+    assert reader.text() == ("the " if streams else "")
+    reader.processor.close(reader.request)
+    reader.news.append(reader.request.take())
+    assert reader.text() == "the EN"
+    assert reader.last().finish_reason == "abort"
+
+
 @settings(max_examples=60)
 @given(
     text=st.text(alphabet="aé🙂b", min_size=1), stop=st.lists(st.sampled_from(["ab", "é🙂", "bb"]))
@@ -173,6 +192,31 @@ def test_logprobs_are_aligned(tokenizer):
     assert [p.token_id for p in news.outputs[0].logprobs] == list(half)
     assert news.outputs[0].logprobs[0].top == [(7, -0.125)]
     assert [p.token_id for p in news.prompt_logprobs] == [2, 3]
+
+
+def test_deltas_bring_their_own_logprobs_alone(tokenizer):
+    reader = Reader(tokenizer, logprobs=0)
+    reader.step([ord("a")], logprobs=[TokenLogprobs(-0.5, [], [])])
+    reader.step([ord("b")], "length", logprobs=[TokenLogprobs(-0.25, [], [])])
+    assert [[p.logprob for p in n.outputs[0].logprobs] for n in reader.news] == [[-0.5], [-0.25]]
+
+
+def test_times_are_those_of_arrival_first_token_and_end(tokenizer):
+    reader = Reader(tokenizer)
+    feed(reader, "abc")
+    first, *_, last = reader.news
+    assert first.arrival_s < first.first_token_s == last.first_token_s
+    assert first.finished_s == 0.0
+    assert last.finished_s > last.first_token_s
+
+
+def test_an_error_that_comes_after_the_end_is_none(tokenizer):
+    reader = Reader(tokenizer)
+    feed(reader, "a")
+    assert reader.processor.take_finished() == ["name"]
+    assert reader.processor.close(reader.request, EngineDeadError("gone")) == []
+    assert reader.request.error is None
+    assert reader.processor.take_finished() == []
 
 
 def test_closing_keeps_the_text_so_far(tokenizer):

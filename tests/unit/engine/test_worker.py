@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,12 +67,62 @@ def test_dummy_weights_read_no_file(folder, tmp_path):
         ({"context_length": 257}, ConfigError, "256"),
         ({"attention_backend": "fastest"}, ConfigError, "torch_sdpa"),
         ({"tp_size": 2}, ConfigError, "tp_size 2"),
+        ({"cuda_graph_max_bs": 0}, ConfigError, "disable-cuda-graph"),
+        ({"cuda_graph_max_bs": -4}, ConfigError, "cuda_graph_max_bs is -4"),
+        ({"cpu_threads": 0}, ConfigError, "cpu_threads is 0"),
     ],
 )
 def test_errors_are_one_line(folder, options, error, words):
     with pytest.raises(error, match=words) as caught:
         _executor(folder, **options)
     assert isinstance(caught.value, HpcserveError) and "\n" not in str(caught.value)
+
+
+SAID = (
+    "CUDA out of memory. Tried to allocate 9.00 GiB. GPU 0 has a total capacity of 139.80 GiB of "
+    "which 3.1 GiB is free.\nSee the documentation"
+)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"), [("fill_dummy_weights", "for weights .*--tp"), ("MHAPool", "for kv cache")]
+)
+@pytest.mark.parametrize("during_capture", [False, True])
+def test_memory_that_does_not_suffice(folder, monkeypatch, what, words, during_capture):
+    def allocate(*args, **kwargs):
+        try:
+            raise torch.OutOfMemoryError(SAID)
+        finally:
+            if during_capture:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(f"hpcserve.engine.worker.{what}", allocate)
+    with pytest.raises(ConfigError, match=words) as caught:
+        _executor(folder, load_format="dummy")
+    assert "Tried to allocate 9.00 GiB" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_faults_of_torch_are_left_alone(folder, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("expected scalar type Float")
+
+    monkeypatch.setattr("hpcserve.engine.worker.fill_dummy_weights", fail)
+    with pytest.raises(RuntimeError, match="scalar type"):
+        _executor(folder, load_format="dummy")
+
+
+@pytest.mark.parametrize(("enabled", "sizes"), [(True, [4]), (False, [])])
+def test_references_of_kernels_are_not_captured(folder, monkeypatch, enabled, sizes):
+    """They wait for the device, which a capture does not allow: HPCSERVE_DISABLE_KERNELS is eager."""
+    worker = _executor(folder)._worker
+    captured = []
+    runner = SimpleNamespace(capture_graphs=lambda backend, max_rows: captured.append(max_rows))
+    monkeypatch.setattr(worker, "runner", runner)
+    monkeypatch.setattr("hpcserve.engine.worker.kernels_enabled", lambda: enabled)
+    backend = SimpleNamespace(caps=SimpleNamespace(cuda_graph=True))
+    worker._capture_graphs(None, backend)
+    assert captured == sizes
 
 
 def test_gpu_asked_for_but_absent(folder, monkeypatch):
@@ -87,6 +138,15 @@ def test_unknown_model_type_lists_the_known(folder, tmp_path):
         UnsupportedModelError, match=r"'mamba'.*llama, mistral, mixtral, qwen2, .*qwen3"
     ):
         _executor(tmp_path)
+
+
+def test_quantized_checkpoints_are_refused_before_they_are_read(folder, tmp_path):
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match=r"quantized \(fp8\)"):
+        _executor(tmp_path)
+    assert _executor(tmp_path, load_format="dummy").info.vocab_size == 131
 
 
 def test_backend_is_checked_against_its_caps():

@@ -81,6 +81,27 @@ def test_the_least_recently_used_end_goes_first() -> None:
     assert match(cache, tokens(1, 2, 3))[1] == [1]
 
 
+def test_a_prefix_that_was_left_last_goes_last() -> None:
+    """A request uses its prefix until it leaves, not only when it comes."""
+    cache = RadixCache(1)
+    first = cache.append(cache.root, tokens(1, 2), [1, 2], 0)
+    match(cache, tokens(9))
+    second = cache.append(cache.root, tokens(5, 6), [5, 6], 0)
+    assert first is not None and second is not None
+    for node, ids in ((second, tokens(5, 6)), (first, tokens(1, 2))):
+        assert cache.absorb(node, ids, ids.tolist(), 2) == []
+        cache.unlock(node)
+    assert sorted(cache.evict(2)) == [5, 6]
+
+
+def test_pages_that_the_tokens_do_not_fill_are_no_prefix() -> None:
+    cache = RadixCache(4)
+    with pytest.raises(ValueError, match="7 tokens do not fill 2 pages"):
+        cache.append(cache.root, tokens(*range(7)), [0, 1], 0)
+    with pytest.raises(ValueError, match="7 tokens do not fill 2 pages"):
+        cache.absorb(cache.root, tokens(*range(7)), [0, 1], 0)
+
+
 def test_the_allocator_evicts_only_what_it_must() -> None:
     cache = RadixCache(1)
     allocator = PageAllocator(4, cache)

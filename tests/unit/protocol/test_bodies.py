@@ -26,7 +26,7 @@ def test_fields_reach_the_sampling_params():
         "seed": 9,
     }
     more = {"logit_bias": {"3": 1.5}, "stop": "x", "stop_token_ids": [4], "no_stop_trim": True}
-    params = sampling_params(parse_body(ChatBody, {"messages": USER, **given, **more}))
+    params = sampling_params(parse_body(ChatBody, {"messages": USER, **given, **more}), {})
     expected = SamplingParams(
         **given,
         logit_bias={3: 1.5},
@@ -39,7 +39,8 @@ def test_fields_reach_the_sampling_params():
 
 def test_nulls_are_defaults():
     body = parse_body(ChatBody, {"messages": USER, "temperature": None, "stop": None, "n": None})
-    assert sampling_params(body) == SamplingParams()
+    assert sampling_params(body, {}) == SamplingParams()
+    assert sampling_params(body, {"temperature": 0.5}) == SamplingParams(temperature=0.5)
 
 
 def test_unknown_fields_are_tolerated_but_not_known_unsupported_ones():
@@ -47,7 +48,6 @@ def test_unknown_fields_are_tolerated_but_not_known_unsupported_ones():
     for name, value in {
         "audio": {"voice": "x"},
         "functions": [{"name": "f"}],
-        "guided_json": {"a": 1},
         "use_beam_search": True,
     }.items():
         with pytest.raises(InvalidParameterError, match=f"^{name}: ") as caught:
@@ -64,7 +64,7 @@ def test_unknown_fields_are_tolerated_but_not_known_unsupported_ones():
         ("temperature", "warm", "temperature"),
         ("n", 1.5, "n"),
         ("stop", [1], "stop"),
-        ("response_format", {"type": "json_schema"}, "response_format"),
+        ("response_format", "json", "response_format"),
         ("tool_choice", "required", "tool_choice"),
         ("tool_choice", {"type": "function", "function": {"name": "f"}}, "tool_choice"),
         ("modalities", ["text", "audio"], "modalities"),
@@ -125,7 +125,7 @@ def test_native_fields():
         ({"text": ""}, "empty"),
         ({"input_ids": []}, "empty"),
         ({"text": "a", "sampling_params": {"max_tokens": 3}}, "'max_tokens'"),
-        ({"text": "a", "sampling_params": {"regex": "a+"}}, "regex"),
+        ({"text": "a", "sampling_params": {"regex": "a", "ebnf": "b"}}, "regex"),
         ({"text": "a", "image_data": "x.png"}, "image_data"),
     ],
 )

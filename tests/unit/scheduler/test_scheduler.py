@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hpcserve.config.scheduler import SchedulerConfig
 from hpcserve.engine.executor import StepHandle
-from hpcserve.errors import ContextLengthError, QueueFullError
+from hpcserve.errors import ContextLengthError, EngineError, QueueFullError
 from hpcserve.fake_worker import FakeExecutor, expected_tokens
 from hpcserve.ipc.messages import EngineCoreRequest
 from hpcserve.kvcache.no_reuse import NoReuse
@@ -39,11 +39,17 @@ class Bench:
         self.finished: dict[int, tuple[str, int]] = {}
 
     def add(
-        self, request_id: int, prompt: list[int], max_tokens: int | None = None, **more
+        self,
+        request_id: int,
+        prompt: list[int],
+        max_tokens: int | None = None,
+        *,
+        priority: int = 0,
+        **more,
     ) -> None:
         params = SamplingParams(max_tokens=max_tokens, **more)
         tokens = np.array(prompt, np.int32)
-        message = EngineCoreRequest(request_id, tokens, params, arrival_s=float(request_id))
+        message = EngineCoreRequest(request_id, tokens, params, priority, float(request_id))
         self.scheduler.add(message)
         self.outputs[request_id] = []
 
@@ -129,7 +135,84 @@ def test_a_pool_that_is_too_small_retracts_and_loses_nothing() -> None:
     assert bench.scheduler.stats().num_retracted_total > 0
     for i, prompt in enumerate(prompts):
         assert bench.outputs[i] == expected_tokens(prompt, 45, vocab_size=VOCAB)
-        assert bench.finished[i][0] == "length"
+        assert bench.finished[i] == ("length", 0)  # its own tokens, found again, are no reuse
+    assert bench.scheduler.stats().cached_tokens_total == 0
+
+
+def test_who_was_retracted_goes_on_before_those_who_came_later() -> None:
+    bench = make_bench(num_pages=8, page_size=4, max_running=2, context=32)
+    for i in range(4):
+        bench.add(i, [i, i + 1, i + 2], 21, ignore_eos=True)
+    bench.run()
+    assert bench.scheduler.stats().num_retracted_total > 0
+    assert list(bench.finished) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("second", [20, 1])
+def test_prompts_under_way_keep_the_pages_that_they_still_need(second: int) -> None:
+    """A chunk of 9 leaves room for a short prompt beside 8 tokens of a long one."""
+    bench = make_bench(num_pages=7, page_size=4, context=28, chunk=9)
+    bench.add(0, list(range(27)), 1)
+    bench.add(1, list(range(30, 30 + second)), 1)
+    bench.run()
+    assert bench.scheduler.stats().num_retracted_total == 0
+    assert list(bench.finished) == [0, 1]
+
+
+def test_who_gives_way_has_no_row_in_the_step() -> None:
+    """The other decodes already when a prompt's last chunk finds no page: it is too late to
+    take that one's, though it came later."""
+    bench = make_bench(num_pages=11, page_size=4, max_running=2, context=44, chunk=9)
+    requests = [(list(range(40)), 4), ([7], 20)]
+    for i, (prompt, length) in enumerate(requests):
+        bench.add(i, prompt, length, ignore_eos=True)
+    bench.run()
+    assert bench.scheduler.stats().num_retracted_total > 0
+    for i, (prompt, length) in enumerate(requests):
+        assert bench.outputs[i] == expected_tokens(prompt, length, vocab_size=VOCAB)
+
+
+def test_what_is_computed_again_after_a_retraction_is_shared_rightly() -> None:
+    """A prompt that comes back with outputs, after the cache was emptied, publishes its prompt
+    alone: whoever continues it finds what really was computed."""
+    bench = make_bench(num_pages=8, page_size=4, max_running=2, context=32, chunk=64)
+    prompts = [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    for i, prompt in enumerate(prompts):
+        bench.add(i, prompt, 20, ignore_eos=True)
+    while not bench.scheduler.stats().num_retracted_total:
+        bench.step()
+    bench.scheduler.flush_cache()
+    bench.run()
+    again = prompts[1] + bench.outputs[1][:6]
+    bench.add(2, again, 8, ignore_eos=True)
+    bench.run()
+    assert bench.outputs[2] == expected_tokens(again, 8, vocab_size=VOCAB)
+
+
+def test_a_slot_may_be_taken_again_in_the_step_that_released_it() -> None:
+    """Who gives way has no row in the step, and workers apply releases before new requests."""
+    bench = make_bench(num_pages=9, page_size=4, max_running=3, context=32, policy="priority")
+    prompts = [[i, i + 1, i + 2] for i in range(3)] + [[9]] * 3
+    lengths = [25] * 3 + [2] * 3
+    for i, prompt in enumerate(prompts):
+        bench.add(i, prompt, lengths[i], ignore_eos=True, priority=int(i > 2))
+        bench.step()
+    schedule, reused = bench.scheduler.schedule, []
+
+    def watch():
+        taken = {request.slot for request in bench.scheduler.requests} - {-1}
+        step = schedule()
+        if step is not None:
+            reused.extend(
+                taken & set(step.released_slots) & {new.slot for new in step.new_requests}
+            )
+        return step
+
+    bench.scheduler.schedule = watch
+    bench.run()
+    assert reused
+    for i, prompt in enumerate(prompts):
+        assert bench.outputs[i] == expected_tokens(prompt, lengths[i], vocab_size=VOCAB)
 
 
 def test_a_shared_prefix_is_computed_once_even_within_one_step() -> None:
@@ -149,6 +232,16 @@ def test_a_prefix_under_way_in_chunks_is_not_computed_twice() -> None:
         bench.add(i, [*prefix, i], 1)
     bench.run()
     assert bench.executor.num_computed_tokens < 201 + 3 * 20
+
+
+def test_chunks_end_at_the_end_of_a_page() -> None:
+    bench = make_bench(chunk=18, page_size=4, depth=1)
+    bench.add(0, list(range(40)), 1)
+    counts = []
+    while (step := bench.scheduler.schedule()) is not None:
+        counts += step.num_scheduled.tolist()
+        bench.scheduler.update(bench.executor.submit(step).result())
+    assert counts == [16, 16, 8]
 
 
 def test_cached_tokens_are_whole_pages_and_leave_one_to_compute() -> None:
@@ -180,16 +273,55 @@ def test_longest_prefix_match_goes_first() -> None:
     assert list(bench.finished) == [0, 2, 1]
 
 
-def test_priority_goes_first_and_is_retracted_last() -> None:
+def test_a_stranger_is_not_passed_over_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hpcserve.scheduler.policy.MAX_PASSED_OVER", 3)
+    bench = make_bench(max_running=1, policy="lpm")
+    bench.add(0, list(range(20)), 1)
+    bench.run()
+    bench.add(1, [40, 41, 42], 1)
+    for i in range(2, 10):
+        bench.add(i, list(range(20)), 1)
+    bench.run()
+    assert list(bench.finished) == [0, 2, 3, 4, 1, 5, 6, 7, 8, 9]
+
+
+def test_priority_goes_first() -> None:
     bench = make_bench(max_running=1, policy="priority")
     for i, priority in enumerate([0, 0, 5]):
-        message = EngineCoreRequest(
-            i, np.array([i], np.int32), SamplingParams(max_tokens=1), priority, float(i)
-        )
-        bench.outputs[i] = []
-        bench.scheduler.add(message)
+        bench.add(i, [i], 1, priority=priority)
     bench.run()
     assert list(bench.finished) == [2, 0, 1]
+
+
+def test_priority_is_retracted_last() -> None:
+    """The one that came last stays, since the others are of less importance."""
+    bench = make_bench(num_pages=8, page_size=4, max_running=3, context=32, policy="priority")
+    retracted = set()
+    for i, priority in enumerate([0, 1, 5]):
+        bench.add(i, [10 * i, 10 * i + 1], 28, ignore_eos=True, priority=priority)
+        bench.step()
+    while bench.step():
+        retracted |= {r.request_id for r in bench.scheduler.requests if r.num_retractions}
+    assert retracted and 2 not in retracted
+    assert next(iter(bench.finished)) == 2
+
+
+def test_a_stop_id_counts_from_the_last_of_min_tokens_and_is_named() -> None:
+    prompt = [1, 2, 3]
+    free = expected_tokens(prompt, 12, vocab_size=VOCAB)
+    bench = make_bench(depth=1)
+    bench.add(0, prompt, 12, stop_token_ids=(free[3],), min_tokens=4, ignore_eos=True)
+    bench.add(1, prompt, 2, ignore_eos=True)
+    ended = {}
+    while bench.scheduler.has_requests:
+        step = bench.scheduler.schedule()
+        assert step is not None
+        for update in bench.scheduler.update(bench.executor.submit(step).result()):
+            if update.finished is not None:
+                ended[update.request.request_id] = update
+    assert ended[0].request.output_token_ids == free[:4]
+    assert (ended[0].finished.finish_reason, ended[0].finished.stop_token_id) == ("stop", free[3])
+    assert (ended[1].finished.finish_reason, ended[1].finished.stop_token_id) == ("length", None)
 
 
 def test_stop_ids_wait_for_min_tokens() -> None:
@@ -228,12 +360,72 @@ def test_prompt_logprobs_compute_every_position() -> None:
     assert bench.finished[1][1] == 0
 
 
+def test_prompt_logprobs_make_no_step_of_decodes_eager() -> None:
+    """Once the prompt is through, such a request decodes like any other: its step is captured."""
+    bench = make_bench()
+    bench.add(0, list(range(5)), 4, prompt_logprobs=0)
+    prompt, *decodes = [bench.scheduler.schedule() for _ in range(4)]
+    assert (len(prompt.slots), prompt.num_decodes) == (1, 0)
+    assert [step.num_decodes for step in decodes] == [1, 1, 1]
+
+
 def test_flush_cache_frees_every_page() -> None:
     bench = make_bench()
     bench.add(0, list(range(30)), 5)
     bench.run()
     assert bench.scheduler.flush_cache() > 0
     assert bench.scheduler.stats().num_free_pages == 64
+
+
+def test_frontends_end_their_own_requests_alone() -> None:
+    bench = make_bench()
+    tokens, params = np.array([1], np.int32), SamplingParams(max_tokens=5)
+    for frontend in (b"one", b"other"):
+        for number in range(2):
+            bench.scheduler.add(EngineCoreRequest(number, tokens, params), frontend)
+
+    def left() -> list[tuple[bytes, int]]:
+        return [request.key for request in bench.scheduler.requests]
+
+    assert not bench.scheduler.abort(0, b"nobody")
+    assert bench.scheduler.abort(0, b"other")
+    assert left() == [(b"one", 0), (b"one", 1), (b"other", 1)]
+    bench.scheduler.abort_all(b"one")
+    assert left() == [(b"other", 1)]
+
+
+def test_gauges_say_who_waits_and_who_runs() -> None:
+    bench = make_bench(max_running=2, num_pages=64, page_size=4, radix=False)
+    for i in range(5):
+        bench.add(i, [i] * 5, 9, ignore_eos=True)
+    bench.step()
+    stats = bench.scheduler.stats()
+    assert (stats.num_running, stats.num_waiting) == (2, 3)
+    assert (stats.num_free_pages, stats.num_cached_pages, stats.num_total_pages) == (60, 0, 64)
+    bench.run()
+    stats = bench.scheduler.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_free_pages) == (0, 0, 64)
+    assert (stats.prompt_tokens_total, stats.output_tokens_total) == (25, 45)
+
+
+def test_an_idle_scheduler_notices_what_was_lost() -> None:
+    def idle() -> Scheduler:
+        bench = make_bench()
+        bench.add(0, list(range(10)), 2)
+        bench.run()
+        return bench.scheduler
+
+    idle().check_idle()
+    locked = idle()
+    cache = locked._memory.cache
+    cache.lock(cache.extend(cache.root, np.arange(8, dtype=np.int32), 0, 2)[0])
+    short_of_a_page = idle()
+    short_of_a_page._memory.allocator.allocate(1)
+    short_of_a_slot = idle()
+    short_of_a_slot._slots.take()
+    for scheduler in (locked, short_of_a_page, short_of_a_slot):
+        with pytest.raises(EngineError, match="lost track"):
+            scheduler.check_idle()
 
 
 def test_unseeded_requests_draw_seeds_that_repeat_with_the_engine() -> None:
@@ -280,9 +472,12 @@ def test_random_lives(
         if action < 0.5:
             request_id = len(prompts)
             stem = rng.choice(stems)[: rng.randrange(0, 30)]
+            if prompts and rng.random() < 0.5:  # goes on where another is, or was
+                other = rng.randrange(len(prompts))
+                stem = (prompts[other][0] + bench.outputs[other])[:48]
             prompt = stem + [rng.randrange(VOCAB) for _ in range(rng.randrange(1, 8))]
             prompts[request_id] = (prompt, rng.randrange(1, 60 - len(prompt) + 1))
-            bench.add(request_id, *prompts[request_id])
+            bench.add(request_id, *prompts[request_id], priority=rng.randrange(3))
         elif action < 0.6 and prompts:
             victim = rng.randrange(len(prompts))
             if bench.scheduler.abort(victim):

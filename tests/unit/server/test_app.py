@@ -133,3 +133,25 @@ def test_dead_engine(serve, streams):
             assert after.json()["error"]["code"] == "engine_dead"
 
     serve(scenario, die_after_steps=5)
+
+
+def test_what_a_request_leaves_out_comes_from_the_model(serve, tmp_path):
+    folder = tmp_path / "byte-model"
+    folder.mkdir()
+    (folder / "generation_config.json").write_text('{"temperature": 0.25, "top_k": 7}')
+
+    async def scenario(served):
+        def last():
+            params = served.core.seen[-1].params
+            return params.temperature, params.top_k, params.top_p
+
+        messages = [{"role": "user", "content": "a"}]
+        await served.post("/v1/chat/completions", {"messages": messages})
+        assert last() == (0.25, 7, 1.0)
+        await served.post("/v1/completions", {"prompt": "a", "temperature": 0, "top_p": 0.5})
+        assert last() == (0.0, 7, 0.5)
+        # SGLang's own API has defaults of its own.
+        await served.post("/generate", {"text": "a"})
+        assert last() == (1.0, -1, 1.0)
+
+    serve(scenario)

@@ -171,7 +171,7 @@ def test_reasoning(serve):
         ({"messages": USER, "max_tokens": 5000}, 400, "5000"),
         ({"messages": USER, "temperature": -1}, 400, "temperature"),
         ({"messages": USER, "n": 999}, 400, "n: 999"),
-        ({"messages": USER, "response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({"messages": USER, "response_format": {"type": "xml"}}, 400, "response_format"),
     ],
 )
 def test_errors_have_openais_form(serve, body, status, text):

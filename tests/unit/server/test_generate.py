@@ -113,7 +113,7 @@ def test_errors(serve):
     async def scenario(served):
         for body, text in [
             ({}, "either text or input_ids"),
-            ({"text": "a", "sampling_params": {"json_schema": "{}"}}, "json_schema"),
+            ({"text": "a", "sampling_params": {"json_schema": "{"}}, "json_schema"),
             ({"text": "a" * 5000}, "4096"),
             ({"input_ids": [5000]}, "5000"),
         ]:

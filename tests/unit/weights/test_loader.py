@@ -128,7 +128,17 @@ def test_index_that_names_an_absent_file(tmp_path):
         weight_files(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', json.dumps({"metadata": {}})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"weight_map": 3}',
+        '{"weight_map": {}}',
+        '{"weight_map": {"a": 1}}',
+        json.dumps({"metadata": {}}),
+    ],
+)
 def test_broken_index(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(WeightsError, match="no index"):

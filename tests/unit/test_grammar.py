@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from hpcserve import Grammar, SamplingParams
+from hpcserve.errors import InvalidParameterError
+from hpcserve.grammar import MAX_CHARS
+
+
+def test_a_schema_keeps_the_order_of_its_keys():
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    found = Grammar.json_schema(schema)
+    assert found == Grammar.json_schema(json.dumps(schema, indent=3))
+    assert found.text.index('"b"') < found.text.index('"a"')
+    assert Grammar.json_schema(True).text == "true"
+
+
+def test_choices_are_quoted():
+    assert Grammar.choice(["a", 'say "b"\n']).text == 'root ::= "a" | "say \\"b\\"\\n"'
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Grammar.json_schema("{"), "no valid JSON"),
+        (lambda: Grammar.json_schema("[1]"), "it is a list, not an object"),
+        (lambda: Grammar.json_schema({"a": {1, 2}}), "no valid JSON"),
+        (lambda: Grammar.choice([]), "choice: it needs a list"),
+        (lambda: Grammar.choice(["a", ""]), "not empty"),
+        (lambda: Grammar("lark", "x").validate(), "no kind 'lark'"),
+        (lambda: Grammar.regex(" ").validate(), "regex: it is empty"),
+        (lambda: Grammar.regex("a" * (MAX_CHARS + 1)).validate(), "more than"),
+        (
+            lambda: SamplingParams(grammar=Grammar.regex("a"), min_tokens=1).validate(),
+            "min_tokens: a grammar says itself",
+        ),
+        (lambda: SamplingParams(grammar=Grammar("ebnf", "")).validate(), "ebnf: it is empty"),
+    ],
+)
+def test_refused(make, words):
+    with pytest.raises(InvalidParameterError, match=words):
+        make()
