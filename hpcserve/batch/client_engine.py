@@ -85,7 +85,7 @@ class ClientPreparer:
 
 @dataclass(frozen=True)
 class ClientRecipe:
-    """options: of an engine whose model is a folder here.  defaults: its sampling's."""
+    """options: of an engine whose model is a folder here.  defaults: as ClientPreparer's."""
 
     options: dict[str, Any]
     defaults: dict[str, Any]
@@ -103,10 +103,10 @@ class ClientEngine:
         self._tokenizer = client.tokenizer
         self._model_name = model_name
         self.model_names = model_names
-        defaults = client.sampling_defaults
-        self.preparer: RowPreparer = ClientPreparer(client.tokenizer, defaults)
-        options = client.config.to_options()
-        self.recipe: PreparerRecipe | None = ClientRecipe(options, dict(defaults))
+        self.preparer: RowPreparer = ClientPreparer(client.tokenizer, client.sampling_defaults)
+        self.recipe: PreparerRecipe | None = ClientRecipe(
+            client.config.to_options(), dict(client.sampling_defaults)
+        )
         # Drawing each answer's id from the system would let go of the interpreter every time.
         self._run_id = uuid.uuid4().hex[:24]
         self._numbers = itertools.count()

@@ -24,6 +24,16 @@ from hpcserve.tokenizer.files import TEMPLATE_FILE
 
 _DEFAULT = "default"
 _FOR_TOOLS = "tool_use"
+#: What a template may raise over messages it was not written for.
+_REFUSALS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+)
 
 
 def find_templates(
@@ -70,6 +80,7 @@ class ChatTemplate:
     def render(
         self,
         messages: list[dict[str, Any]],
+        /,
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -91,7 +102,7 @@ class ChatTemplate:
         }
         try:
             return template.render(names)
-        except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        except _REFUSALS as error:
             raise InvalidParameterError(
                 "messages", f"the model's chat template refuses them: {error}"
             ) from error
@@ -117,8 +128,13 @@ def plain_message(message: Mapping[str, Any]) -> dict[str, Any]:
         plain["content"] = ""
     elif isinstance(content, list):
         plain["content"] = "\n".join(_text_of(part) for part in content)
+    elif not isinstance(content, str):
+        kind = type(content).__name__
+        raise InvalidParameterError("messages", f"content is text or a list of parts, no {kind}")
     calls = plain.get("tool_calls")
     if calls:
+        if not isinstance(calls, list):
+            raise InvalidParameterError("messages", "tool_calls must be a list")
         plain["tool_calls"] = [_plain_call(call) for call in calls]
     elif "tool_calls" in plain:
         del plain["tool_calls"]

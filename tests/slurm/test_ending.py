@@ -133,8 +133,8 @@ def eventually_gone(site, ids):
 
 def test_time_limit_is_known_and_drained_before(site, nothing_left):
     # The early warning is turned off: the supervisor must know the end by itself.
-    # A minute is the shortest limit; the drain begins drain and margin, 45 s, before its end.
-    job = site.submit("--time", "1", "--signal", "B:CONT@1", "--drain", "30")
+    # A minute is the shortest limit; the drain begins drain and margin, 50 s, before its end.
+    job = site.submit("--time", "1", "--signal", "B:CONT@1", "--drain", "35")
     job.wait()
     said = job.until("dead", timeout=70)
     assert said["cause"].startswith("time limit: SLURM ends the job in")

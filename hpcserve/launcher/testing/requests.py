@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from hpcserve.config.declared import declared_in
 from hpcserve.config.engine import EngineConfig
-from hpcserve.config.load import Setting, declared_in
+from hpcserve.config.load import Setting
 from hpcserve.launcher.request import (
     BATCH_CONFIGS,
     SERVE_CONFIGS,

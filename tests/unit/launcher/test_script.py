@@ -177,10 +177,10 @@ def test_key_never_stands_in_the_script():
 def test_own_template_is_used_and_a_wrong_one_named(tmp_path):
     mine = tmp_path / "mine.j2"
     mine.write_text("#!/bin/bash\n# ours\n{{ run_dir | q }}\n")
-    assert "# ours\n/shared/runs/job\n" in render_script(request_for(template=str(mine)))
+    assert "# ours\n/shared/runs/job\n" in render_script(request_for(sbatch_template=str(mine)))
     mine.write_text("{{ nonsense }}")
     with pytest.raises(ConfigError, match="nonsense"):
-        render_script(request_for(template=str(mine)))
+        render_script(request_for(sbatch_template=str(mine)))
 
 
 def test_batch_script_runs_the_batch_verb():

@@ -19,7 +19,7 @@ import hpcserve
 from hpcserve.cli import batch as cli_batch
 from hpcserve.cli._jobs import layered_settings
 from hpcserve.cli.main import main
-from hpcserve.config.load import declared_in
+from hpcserve.config.declared import declared_in
 from hpcserve.errors import SlurmError
 from hpcserve.launcher import slurm_query
 from hpcserve.launcher.base import JobState
@@ -397,7 +397,38 @@ def test_every_cluster_preset_renders(slurm, preset):
     assert f"cluster preset {preset.stem}" in text
 
 
+def test_a_saved_preset_gives_the_same_script(slurm, tmp_path):
+    words = ["--tp", "2", "--no-auth", "--mount", "/a:/b", "--mount", "/c:/d", "--time", "1:00"]
+    saved = run("presets", "save", "my-70b", "org/m", "--about", "ours: 2 GPUs", *words)
+    assert "no-auth" not in saved.stdout  # by the option's own name
+    path = tmp_path / ".config/hpcserve/presets/my-70b.yaml"
+    assert saved.stdout == path.read_text()
+    assert "ours: 2 GPUs" in run("presets", "list").stdout
+    assert run("presets", "show", "my-70b").stdout == path.read_text()
+
+    def script(*more):
+        text = run("render", "submit", "--run-dir", "/r", *more).stdout
+        return [line.partition("  # ")[0] for line in text.splitlines() if line[:4] != "#   "]
+
+    assert script("--preset", "my-70b") == script("org/m", *words)
+    again = run("presets", "save", "my-70b", "org/other", code=2)
+    assert "--force replaces it" in again.stderr
+    run("presets", "save", "my-70b", "--preset", "my-70b", "--tp", "4", "--force")
+    assert "tp: 4" in path.read_text() and "model: org/m" in path.read_text()
+
+
+def test_a_preset_keeps_what_is_not_its_own_out(slurm, monkeypatch):
+    monkeypatch.setenv("HPCSERVE_CONTEXT_LENGTH", "512")
+    words = ["--api-key", "secret", "--run-dir", "/r", "--cluster", "efa-p5", "--tp", "2"]
+    text = run("presets", "save", "small", *words).stdout
+    assert text.splitlines()[1:] == ["tp: 2"]
+    assert "no name for a preset" in run("presets", "save", "a/b", code=2).stderr
+
+
 LIGHT = [
+    "submit org/m --nodes 2 --tp 16",
+    "ps",
+    "status 4711",
     "ps --json",
     "presets list --json",
     "cluster show",
@@ -406,7 +437,9 @@ LIGHT = [
 
 
 @pytest.mark.parametrize("words", LIGHT)
-def test_commands_are_light(slurm, words):
+def test_commands_take_less_than_a_second(slurm, words):
+    run("submit", "org/model")
+    slurm.says("squeue", stdout=QUEUE.format(state="RUNNING"))
     code = (
         "import sys; from hpcserve.cli.main import main\n"
         f"try: main({words.split()!r})\n"
@@ -414,10 +447,16 @@ def test_commands_are_light(slurm, words):
         "heavy = {'torch', 'transformers', 'pyarrow', 'fastapi'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, env=dict(os.environ)
-    )
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.0
+    took, worked = [], []
+    while len(took) < 5 and min(took, default=9.0) > 1.0:  # other tests keep the machine busy
+        begun, before = time.monotonic(), os.times()
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, env=dict(os.environ)
+        )
+        after = os.times()
+        took.append(time.monotonic() - begun)
+        worked.append(after.children_user + after.children_system)
+        worked[-1] -= before.children_user + before.children_system
+    assert min(worked) < 0.8
+    if os.getloadavg()[0] < 2 * (os.cpu_count() or 1):
+        assert min(took) < 1.0
