@@ -19,7 +19,7 @@ from hpcserve.batch.fingerprint import model_content, template_content
 from hpcserve.batch.row import CHAT_URL, COMPLETION_URL
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.client import EngineClient
-from hpcserve.engine.model_folder import load_tokenizer, model_name, with_model_folder
+from hpcserve.engine.model_folder import model_name, with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE
 from hpcserve.errors import InvalidParameterError
 from hpcserve.ipc.messages import Int32Array
@@ -156,7 +156,7 @@ class ClientBackend:
     async def open(self) -> AsyncIterator[ClientEngine]:
         config = self._located()
         folder = Path(config.model.model)
-        client = await EngineClient.start(config, load_tokenizer(config), module=self._module)
+        client = await EngineClient.open(config, module=self._module)
         async with client:
             name = model_name(folder)
             names = frozenset({self._asked, str(folder), folder.name, name})

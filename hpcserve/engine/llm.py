@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.client import EngineClient
-from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
+from hpcserve.engine.model_folder import with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE
 from hpcserve.errors import UsageError
 from hpcserve.ipc.messages import SchedulerStats
 from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
+from hpcserve.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
 Prompt = str | Sequence[int]
@@ -32,18 +33,20 @@ class LLM:
         if model is not None:
             options["model"] = str(model)
         self.config = with_model_folder(EngineConfig.from_options(options))
-        self.tokenizer = load_tokenizer(self.config)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
         self._thread.start()
         self._closed = False
         try:
-            self._client = self._run(
-                EngineClient.start(self.config, self.tokenizer, module=core_module)
-            )
+            self._client = self._run(EngineClient.open(self.config, module=core_module))
         except BaseException:
             self._stop_loop()
             raise
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self._client.tokenizer
 
     def generate(
         self,

@@ -71,8 +71,8 @@ def test_all_rows_answered_is_exit_0(tmp_path: Path, model: Path) -> None:
 def test_failed_rows_are_exit_3_and_say_where(tmp_path: Path, model: Path) -> None:
     rows = [{"prompt": "a"}, "nonsense", {"prompt": "b", "temperature": -1}, {"prompt": ""}]
     rows.append({"prompt": "x", "max_tokens": 5000})
-    rows.append({"prompt": "x", "regex": "[a-z]"})
-    rows.append({"url": "/v1/completions", "body": {"prompt": "x", "regex": "[a-z]"}})
+    rows.append({"prompt": "x", "stop_regex": "[a-z]"})
+    rows.append({"url": "/v1/completions", "body": {"prompt": "x", "stop_regex": "[a-z]"}})
     result = _batch(tmp_path, rows, model=model)
     assert result.exit_code == 3
     assert "5 of 7 rows failed; the first is line 2: the line is no JSON" in result.stderr
@@ -83,8 +83,8 @@ def test_failed_rows_are_exit_3_and_say_where(tmp_path: Path, model: Path) -> No
     assert "empty" in errors[3]
     assert "max_tokens is 5000" in errors[4]
     assert errors[5] is None, "a column of a plain row that nobody knows is no parameter"
-    assert "regex" in errors[6]
-    assert "column 'regex' of 1 row" in result.stderr
+    assert "stop_regex" in errors[6]
+    assert "column 'stop_regex' of 1 row" in result.stderr
 
 
 def test_stdin_and_stdout(tmp_path: Path, model: Path) -> None:
