@@ -189,10 +189,6 @@ class EngineClient:
         return self._replicas.died
 
     @property
-    def is_alive(self) -> bool:
-        return self.dead is None and not self._closed
-
-    @property
     def num_open(self) -> int:
         """Requests that have not ended."""
         return len(self._streams)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from hpcserve.config.engine import EngineConfig
@@ -37,11 +38,10 @@ class LLM:
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
         self._thread.start()
         self._closed = False
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._stop_loop)
             self._client = self._run(EngineClient.open(self.config, module=core_module))
-        except BaseException:
-            self._stop_loop()
-            raise
+            stack.pop_all()
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -122,9 +122,8 @@ class LLM:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
-        except BaseException:  # Ctrl-C in the caller: its requests must not run on
-            future.cancel()
-            raise
+        finally:
+            future.cancel()  # after Ctrl-C in the caller: its requests must not run on
 
     def _stop_loop(self) -> None:
         self._closed = True
