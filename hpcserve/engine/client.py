@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
-
-import numpy as np
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.generation import sampling_defaults
@@ -23,13 +21,13 @@ from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.open_request import OpenRequest
 from hpcserve.engine.output_processor import OutputProcessor
 from hpcserve.engine.pace import Pace
+from hpcserve.engine.prompt_check import checked_prompt
 from hpcserve.engine.replica import Replica, ReplicaStatus
 from hpcserve.engine.replica_set import ReplicaEvents, ReplicaSet
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
 from hpcserve.engine.supervisor import CORE_MODULE
 from hpcserve.engine.supported_layout import check_layout
 from hpcserve.errors import (
-    ContextLengthError,
     EngineDeadError,
     EngineError,
     HpcserveError,
@@ -63,13 +61,13 @@ class EngineClient:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         config: EngineConfig | None = None,
         *,
         module: str = CORE_MODULE,
     ) -> None:
         self.config = config or EngineConfig()
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         #: Sampling parameters for requests that do not say them, of the model's own.
         self.sampling_defaults = sampling_defaults(self.config.model)
         self._processor = OutputProcessor()
@@ -100,12 +98,7 @@ class EngineClient:
 
         Raises EngineStartError, ConfigError, or ModelError where the model is to blame.
         """
-        check_layout(config)
-        client = cls(tokenizer, config, module=module)
-        async with client._closed_on_failure():
-            await client._replicas.start()
-            await client._wait_ready(timeout_s)
-        return client
+        return await cls._start(config, lambda: tokenizer, module, timeout_s)
 
     @classmethod
     async def open(
@@ -116,7 +109,30 @@ class EngineClient:
         Raises also ModelNotFoundError and TokenizerError.
         """
         config = with_model_folder(config)
-        return await cls.start(config, load_tokenizer(config), module=module, timeout_s=timeout_s)
+        return await cls._start(config, lambda: load_tokenizer(config), module, timeout_s)
+
+    @classmethod
+    async def _start(
+        cls,
+        config: EngineConfig,
+        read_tokenizer: Callable[[], Tokenizer],
+        module: str,
+        timeout_s: float | None,
+    ) -> EngineClient:
+        check_layout(config)
+        client = cls(None, config, module=module)
+        async with client._closed_on_failure():
+            # The cores have the longer way to go: they are started first.
+            starting = asyncio.ensure_future(client._replicas.start())
+            try:
+                await asyncio.sleep(0)
+                client._tokenizer = await asyncio.to_thread(read_tokenizer)
+                await starting
+            finally:
+                starting.cancel()
+                await asyncio.wait({starting})
+            await client._wait_ready(timeout_s)
+        return client
 
     @classmethod
     async def connect(
@@ -147,6 +163,13 @@ class EngineClient:
             stack.pop_all()
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's; raises EngineError before the start has read it."""
+        if self._tokenizer is None:
+            raise EngineError("the tokenizer has not been read yet")
+        return self._tokenizer
+
+    @property
     def ready(self) -> Ready:
         """What the first core said of itself: context length, vocabulary, size of the KV cache."""
         return self._replicas.ready
@@ -165,10 +188,6 @@ class EngineClient:
     def died(self) -> asyncio.Event:
         """Set when the engine is gone."""
         return self._replicas.died
-
-    @property
-    def is_alive(self) -> bool:
-        return self.dead is None and not self._closed
 
     @property
     def num_open(self) -> int:
@@ -272,25 +291,7 @@ class EngineClient:
     ) -> Int32Array:
         """The prompt as it is sent. Raises what `submit` raises for a request that cannot run."""
         self.check_admits()
-        ready = self.ready
-        params.validate(vocab_size=ready.vocab_size)
-        num_tokens = len(prompt_token_ids)
-        if num_tokens == 0:
-            raise InvalidParameterError("prompt", "it is empty")
-        if num_tokens + (params.max_tokens or 1) > ready.context_length:
-            raise ContextLengthError(num_tokens, params.max_tokens, ready.context_length)
-        try:
-            ids = np.asarray(prompt_token_ids, dtype=np.int32)
-        except (OverflowError, ValueError, TypeError) as error:
-            raise InvalidParameterError("prompt", f"no list of token ids: {error}") from error
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= ready.vocab_size:
-            raise InvalidParameterError(
-                "prompt",
-                f"token id {low if low < 0 else high} is out of range "
-                f"(the vocabulary has {ready.vocab_size})",
-            )
-        return ids
+        return checked_prompt(prompt_token_ids, params, self.ready)
 
     def check_admits(self) -> None:
         """Raise EngineError where no request is taken: the engine is gone, or drains."""

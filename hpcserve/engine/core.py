@@ -212,6 +212,7 @@ def run_core(config: EngineConfig, endpoint: str) -> None:
         channel.broadcast(EngineDead("core", str(error), error.exit_code))
         _last_words(executor, error)
         sys.exit(error.exit_code)
+    # A defect of the engine: whatever it is, it is logged whole, and every frontend hears of it.
     except Exception as error:
         logger.exception("the engine core failed")
         channel.broadcast(EngineDead("core", f"{type(error).__name__}: {error}"))

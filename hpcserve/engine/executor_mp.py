@@ -104,7 +104,7 @@ class MpExecutor(Executor):
                 if self._topology.place(rank).node_rank == node:
                     self._processes[rank] = WorkerProcess.spawn(config, rank, endpoint)
             self.info = self._wait_ready()
-        except BaseException:
+        except BaseException:  # a signal as well: no rank may be left behind
             self.shutdown()
             raise
 

@@ -36,7 +36,7 @@ async def _lose_one(kit, folder) -> None:
             True,
             True,
         ]
-        assert client.is_alive
+        assert client.dead is None
         # While it is away the other serves, and the numbers are those of the other.
         again = await client.complete([5, 6, 7], SHORT)
         assert again.outputs[0].token_ids == short.outputs[0].token_ids

@@ -234,7 +234,7 @@ def test_death_reaches_everybody_at_once(tmp_path):
                 pass
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert all(isinstance(result, EngineDeadError) for result in results)
-        assert not client.is_alive
+        assert client.dead is not None
         with pytest.raises(EngineDeadError):
             await client.stats()
         with pytest.raises(EngineDeadError):
