@@ -22,6 +22,7 @@ from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.open_request import OpenRequest
 from hpcserve.engine.output_processor import OutputProcessor
+from hpcserve.engine.pace import Pace
 from hpcserve.engine.replica import Replica
 from hpcserve.engine.replica_set import ReplicaEvents, ReplicaSet
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
@@ -103,7 +104,7 @@ class EngineClient:
         client = cls(tokenizer, config, module=module)
         async with client._closed_on_failure():
             await client._replicas.start()
-            await client._replicas.wait_ready(timeout_s)
+            await client._wait_ready(timeout_s)
         return client
 
     @classmethod
@@ -130,8 +131,12 @@ class EngineClient:
         client = cls(tokenizer, config)
         async with client._closed_on_failure():
             client._replicas.connect(endpoint)
-            await client._replicas.wait_ready(timeout_s)
+            await client._wait_ready(timeout_s)
         return client
+
+    async def _wait_ready(self, timeout_s: float | None) -> None:
+        await self._replicas.wait_ready(timeout_s)
+        self.tokenizer.max_tokens = self.ready.context_length
 
     @asynccontextmanager
     async def _closed_on_failure(self) -> AsyncIterator[None]:
@@ -169,6 +174,11 @@ class EngineClient:
     def num_open(self) -> int:
         """Requests that have not ended."""
         return len(self._streams)
+
+    @property
+    def pace(self) -> Pace:
+        """How fast answers are made."""
+        return self._processor.pace
 
     async def drain(self, timeout_s: float) -> int:
         """Take no more requests and let the running ones end; abort those that take longer.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcserve.errors import ModelNotFoundError
+from hpcserve.errors import ContextLengthError, InvalidParameterError, ModelNotFoundError
 from hpcserve.tokenizer.backend import FastBackend, TokenizerBackend, TransformersBackend
 from hpcserve.tokenizer.byte_level import TokenBytes, TokenTexts
 from hpcserve.tokenizer.chat_template import ChatTemplate, find_templates
@@ -14,6 +14,9 @@ from hpcserve.tokenizer.detokenizer import ByteLevelDetokenizer, Detokenizer, Wi
 from hpcserve.tokenizer.files import CONFIG_FILE, TOKENIZER_FILE, read_json, special_tokens
 
 _NOTHING: frozenset[int] = frozenset()
+#: Prose and code have about half as many.
+_CHARACTERS_PER_TOKEN = 8
+_CUT_MARGIN, _CUT_TOKENS = 1.02, 64
 
 
 class Tokenizer:
@@ -30,6 +33,8 @@ class Tokenizer:
         self.special_ids = backend.special_ids
         eos = special.get("eos_token")
         self.eos_token_id = None if eos is None else backend.token_to_id(eos)
+        #: Most tokens that anybody could use, where that is known: longer text is not even read.
+        self.max_tokens: int | None = None
         self._bytes = TokenBytes(backend)
         self._texts = TokenTexts(self._bytes)
 
@@ -59,12 +64,38 @@ class Tokenizer:
         return cls(backend, special, ChatTemplate(templates, special))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; with special tokens, what the checkpoint puts around a prompt (its BOS)."""
-        return self.backend.encode(text, add_special_tokens)
+        """Token ids; with special tokens, what the checkpoint puts around a prompt (its BOS).
+
+        Raises ContextLengthError for a text that is far longer than `max_tokens`,
+        InvalidParameterError for one with half a surrogate pair, which JSON can spell.
+        """
+        try:
+            self._check_length(text)
+            return self.backend.encode(text, add_special_tokens)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _no_text([text], error) from error
 
     def encode_batch(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of each, on all cores where the library can."""
-        return self.backend.encode_batch(texts, add_special_tokens)
+        try:
+            for text in texts:
+                self._check_length(text)
+            return self.backend.encode_batch(texts, add_special_tokens)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _no_text(texts, error) from error
+
+    def _check_length(self, text: str) -> None:
+        """Refuse a text that is far too long, without tokenising it all: a file of some megabytes,
+        sent by mistake, would keep a core busy for a minute."""
+        if self.max_tokens is None:
+            return
+        head = text[: _CHARACTERS_PER_TOKEN * self.max_tokens]
+        if len(head) == len(text):
+            return
+        count = len(self.backend.encode(head, False))
+        # Where the text is cut, a few tokens may be others than in the whole.
+        if count > self.max_tokens * _CUT_MARGIN + _CUT_TOKENS:
+            raise ContextLengthError(count, None, self.max_tokens, at_least=True)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.backend.decode(token_ids, skip_special_tokens)
@@ -92,6 +123,7 @@ class Tokenizer:
     def encode_chat(
         self,
         messages: list[dict[str, Any]],
+        /,
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -103,3 +135,16 @@ class Tokenizer:
         )
         # The template writes BOS itself, where the model wants one.
         return self.encode(text, add_special_tokens=False)
+
+
+def _no_text(texts: list[str], error: Exception) -> Exception:
+    """Why a library could not take these texts: libraries say no more than that they are no text."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as half:
+            code = ord(text[half.start])
+            return InvalidParameterError(
+                "prompt", f"half a surrogate pair (U+{code:04X}) at character {half.start}"
+            )
+    return error
