@@ -127,7 +127,7 @@ class Replica:
         self._on_message(self, message)
 
     def _on_broken(self) -> None:
-        reason = "the connection to it broke: its process ended or was halted"
+        reason = "the connection to it broke: its process ended"
         self._loop.call_later(_NEWS_OF_END_S, self.lost, reason)
 
     def _attach(self, process: CoreProcess) -> None:

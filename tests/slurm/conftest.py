@@ -29,6 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.path).is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.slurm)
+            item.add_marker(pytest.mark.timeout(300))  # each test ends by itself long before
             if LACKING:
                 item.add_marker(pytest.mark.skip(reason=f"lacks {LACKING}"))
 
