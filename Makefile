@@ -44,14 +44,14 @@ demo: $(STAMP)
 	exit $$code
 
 # One thread of torch a process: the tests run side by side. Those on a real Slurm come by
-# themselves: their three nodes share the machine. Where it cannot run they say so, and are skipped.
+# themselves, each worker with a Slurm of its own; where it cannot run they say so, and are skipped.
 test: export OMP_NUM_THREADS ?= 1
 test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/slurm
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest -n $(WORKERS) tests/slurm
 
 slurm: $(STAMP)
-	$(BIN)/python -m pytest tests/slurm
+	$(BIN)/python -m pytest -n $(WORKERS) tests/slurm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""A real Slurm of three nodes on this machine, and hpcserve's commands against it."""
+"""A real Slurm of three nodes on this machine, and hpcserve's commands against it.
+
+Each worker of the tests has one of its own; they know nothing of each other.
+"""
 
 from __future__ import annotations
 

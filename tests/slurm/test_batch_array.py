@@ -6,8 +6,6 @@ import json
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm, on one worker
-
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 NUM_ROWS = 60
 

@@ -6,10 +6,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
-pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm, on one worker
-
 
 def test_every_node_reports_and_the_all_reduce_gets_through(site):
     words = [sys.executable, "-m", "hpcserve", "doctor", "--json", "--ifname", "lo"]

@@ -6,10 +6,6 @@ import json
 import threading
 import time
 
-import pytest
-
-pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm, on one worker
-
 
 def warn(job, signal="USR1"):
     job.site.slurm.run("scancel", "--batch", f"--signal={signal}", job.job_id)

@@ -13,8 +13,6 @@ import pytest
 
 from hpcserve.demo import tiny_chat_path
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm, on one worker
-
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 

@@ -12,8 +12,6 @@ import time
 import psutil
 import pytest
 
-pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm, on one worker
-
 
 def test_out_of_memory_on_one_rank_fails_the_wait_at_once(site, nothing_left):
     fail = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"

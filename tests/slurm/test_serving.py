@@ -11,10 +11,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.xdist_group("slurm")  # one Slurm, on one worker
-
 ROOT = Path(__file__).parents[2]
 
 
