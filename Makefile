@@ -18,8 +18,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 help:
 	@echo "make demo     answer examples/questions.jsonl with the bundled model, and show the answers"
-	@echo "make test     lint, types and tests, but for those on a real Slurm"
-	@echo "make slurm    the tests on a real Slurm of this machine (root, Debian's slurm-wlm and munge)"
+	@echo "make test     lint, types and all tests"
+	@echo "make slurm    the tests on a real Slurm of this machine only (root, slurm-wlm, munge, curl)"
 	@echo "make lint     ruff          make types   mypy          make unit   the unit tests only"
 	@echo "make install  set up .venv  make clean   remove what the others made"
 
@@ -43,12 +43,13 @@ demo: $(STAMP)
 		|| $(BIN)/hpcserve batch show demo-output/answers.jsonl --input examples/questions.jsonl; \
 	exit $$code
 
-# One thread of torch a process: the tests run side by side.
+# One thread of torch a process: the tests run side by side. Those on a real Slurm come by
+# themselves: their three nodes share the machine. Where it cannot run they say so, and are skipped.
 test: export OMP_NUM_THREADS ?= 1
 test: lint types
 	$(BIN)/python -m pytest -n $(WORKERS) --ignore tests/slurm
+	$(BIN)/python -m pytest tests/slurm
 
-# By themselves: their three nodes share the machine, and a start there is watched by the clock.
 slurm: $(STAMP)
 	$(BIN)/python -m pytest tests/slurm
 

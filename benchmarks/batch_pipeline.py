@@ -4,13 +4,16 @@
 
 Every row is scanned, read, decoded, given its parameters and seed, put in the window, answered,
 journaled, committed and merged, as in a real run; the engine is a function that returns the prompt.
-Prints one JSON object: rows a second by the clock and by the processor time of all threads, and
-the peak of resident memory.
+With `--tokenize`, rows are also put through the chat template and the tokenizer of the bundled
+model, in threads or (`--prepare-processes N`) in other processes.
+Prints one JSON object: rows a second by the clock and by the processor time of all threads, what
+other processes took of it, and the peak of resident memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -22,12 +25,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar
 
+from hpcserve.batch.client_engine import ClientRecipe
 from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer
 from hpcserve.batch.row import CHAT_URL, COMPLETION_URL
 from hpcserve.batch.run import run_batch
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.verify import verify_run
 from hpcserve.config.batch import BatchConfig, RowDefaults
+from hpcserve.config.engine import EngineConfig
+from hpcserve.engine.model_folder import with_model_folder
 
 _FIELDS = frozenset({"model", "max_tokens", "temperature", "seed"})
 
@@ -37,10 +43,14 @@ class Engine:
 
     limits = EngineLimits(max_running_requests=256, max_total_tokens=1 << 20)
     model_names = frozenset({"echo"})
+    recipe = None
 
     def __init__(self) -> None:
         self.preparer = self
         self.num_answers = 0
+
+    def text_of(self, request: PreparedRequest) -> str:
+        return request.payload
 
     def prepare(self, url: str, body: dict) -> PreparedRequest:
         text = body["messages"][-1]["content"] if url == CHAT_URL else body["prompt"]
@@ -48,7 +58,7 @@ class Engine:
 
     async def answer(self, request: PreparedRequest) -> RowAnswer:
         self.num_answers += 1
-        text = request.payload
+        text = self.text_of(request)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}}
         body = {"object": "chat.completion", "choices": [{**choice, "finish_reason": "stop"}]}
         return RowAnswer(body, len(text) // 4, len(text) // 4, 0)
@@ -57,7 +67,23 @@ class Engine:
         return self.num_answers
 
 
+class TokenizingEngine(Engine):
+    """Rows are prepared as for the bundled model; the answer is always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        options = with_model_folder(EngineConfig()).to_options()
+        self.recipe = ClientRecipe(options, {})
+        self.preparer = self.recipe.make()
+
+    def text_of(self, request: PreparedRequest) -> str:
+        return "An answer of the length that a short one has."
+
+
 class Backend:
+    def __init__(self, engine: type[Engine]) -> None:
+        self._engine = engine
+
     fields: ClassVar = {CHAT_URL: _FIELDS | {"messages"}, COMPLETION_URL: _FIELDS | {"prompt"}}
     sampling_fields = _FIELDS
     num_gpus = 0
@@ -67,7 +93,7 @@ class Backend:
 
     @asynccontextmanager
     async def open(self):
-        yield Engine()
+        yield self._engine()
 
 
 def write_rows(path: Path, num_rows: int) -> None:
@@ -93,11 +119,19 @@ def write_rows(path: Path, num_rows: int) -> None:
             stream.write(json.dumps({**row, "body": {"messages": messages}}) + "\n")
 
 
+def cpu_of(usage: resource.struct_rusage) -> float:
+    return usage.ru_utime + usage.ru_stime
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--format", choices=["jsonl", "parquet"], default="jsonl")
     parser.add_argument("--folder", help="where the files go; default: a temporary one")
+    parser.add_argument(
+        "--tokenize", action="store_true", help="with the bundled model's tokenizer"
+    )
+    parser.add_argument("--prepare-processes", type=int, default=0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source = Path(folder) / f"in.{options.format}"
@@ -107,9 +141,13 @@ def main() -> None:
             write_rows(source, options.rows)
             os._exit(0)
         os.waitpid(pid, 0)
+        began = resource.getrusage(resource.RUSAGE_CHILDREN)
         batch = BatchConfig(inputs=(str(source),), output=str(output))
+        batch = dataclasses.replace(batch, prepare_processes=options.prepare_processes)
+        backend = Backend(TokenizingEngine if options.tokenize else Engine)
         before, started = time.process_time(), time.perf_counter()
-        result = run_batch(Backend(), batch, RowDefaults(), stream=io.StringIO())
+        result = run_batch(backend, batch, RowDefaults(), stream=io.StringIO())
+        others = resource.getrusage(resource.RUSAGE_CHILDREN)
         wall_s, cpu_s = time.perf_counter() - started, time.process_time() - before
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         problems = verify_run(RunDir.of_output(output)).problems
@@ -121,6 +159,9 @@ def main() -> None:
                     "input_bytes": source.stat().st_size,
                     "wall_s": round(wall_s, 2),
                     "cpu_s": round(cpu_s, 2),
+                    "tokenized": options.tokenize,
+                    "prepare_processes": options.prepare_processes,
+                    "cpu_s_of_other_processes": round(cpu_of(others) - cpu_of(began), 2),
                     "rows_per_wall_s": round(result.num_ok / wall_s),
                     "rows_per_cpu_s": round(result.num_ok / cpu_s),
                     "peak_rss_mib": round(peak_kib / 1024),

@@ -71,6 +71,9 @@ HPCSERVE_CLUSTER: EnvVar[str] = EnvVar(
 HPCSERVE_ENDPOINT_FILE: EnvVar[Path | None] = EnvVar(
     "HPCSERVE_ENDPOINT_FILE", _path, None, "where `hpcserve serve` writes host and port once bound"
 )
+HPCSERVE_DEADLINE_FILE: EnvVar[Path | None] = EnvVar(
+    "HPCSERVE_DEADLINE_FILE", _path, None, "where the launcher writes when the job will end"
+)
 HPCSERVE_LOG_LEVEL = EnvVar("HPCSERVE_LOG_LEVEL", _level, "INFO", "level of the log on stderr")
 HPCSERVE_MODEL: EnvVar[str] = EnvVar("HPCSERVE_MODEL", str, "", "the model when none is named")
 HPCSERVE_API_KEY: EnvVar[str] = EnvVar(

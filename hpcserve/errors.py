@@ -13,6 +13,7 @@
     │   ├── ContextLengthError                           carries both numbers
     │   ├── GrammarError                                 a schema, regex or EBNF cannot be compiled
     │   ├── QueueFullError                    http 503   try again later
+    │   ├── OutOfTimeError                    http 503   the job ends before the answer would
     │   └── RequestAbortedError               http 499
     ├── EngineError                  exit 1   http 503
     │   ├── EngineStartError                             it never became ready
@@ -101,11 +102,19 @@ class InvalidParameterError(RequestError):
 
 
 class ContextLengthError(RequestError):
+    """at_least: the prompt was not counted to its end."""
+
     code = "context_length_exceeded"
     param = "messages"
 
-    def __init__(self, num_prompt_tokens: int, max_tokens: int | None, context_length: int) -> None:
-        asked = f"the prompt has {num_prompt_tokens} tokens"
+    def __init__(
+        self,
+        num_prompt_tokens: int,
+        max_tokens: int | None,
+        context_length: int,
+        at_least: bool = False,
+    ) -> None:
+        asked = f"the prompt has {'at least ' if at_least else ''}{num_prompt_tokens} tokens"
         if max_tokens is not None:
             asked += f" and max_tokens is {max_tokens} ({num_prompt_tokens + max_tokens} in all)"
         super().__init__(
@@ -115,9 +124,11 @@ class ContextLengthError(RequestError):
         self.num_prompt_tokens = num_prompt_tokens
         self.max_tokens = max_tokens
         self.context_length = context_length
+        self.at_least = at_least
 
-    def __reduce__(self) -> tuple[type, tuple[int, int | None, int]]:
-        return (type(self), (self.num_prompt_tokens, self.max_tokens, self.context_length))
+    def __reduce__(self) -> tuple[type, tuple[int, int | None, int, bool]]:
+        given = (self.num_prompt_tokens, self.max_tokens, self.context_length, self.at_least)
+        return (type(self), given)
 
 
 class GrammarError(RequestError):
@@ -129,6 +140,28 @@ class QueueFullError(RequestError):
     http_status = 503
     error_type = "overloaded_error"
     code = "queue_full"
+
+
+class OutOfTimeError(RequestError):
+    """The server's job ends before such an answer would; carries the seconds."""
+
+    http_status = 503
+    error_type = "overloaded_error"
+    code = "out_of_time"
+    param = "max_tokens"
+
+    def __init__(self, needed_s: float, left_s: float, retry_after_s: float) -> None:
+        super().__init__(
+            f"this server's job ends in {max(left_s, 0):.0f} s, and such a request takes about "
+            f"{needed_s:.0f} s; ask for fewer tokens, or again in {retry_after_s:.0f} s, when its "
+            "next run may be up"
+        )
+        self.needed_s = needed_s
+        self.left_s = left_s
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type, tuple[float, float, float]]:
+        return (type(self), (self.needed_s, self.left_s, self.retry_after_s))
 
 
 class RequestAbortedError(RequestError):

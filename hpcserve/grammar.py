@@ -45,18 +45,21 @@ class Grammar(msgspec.Struct, frozen=True):
 
     @classmethod
     def regex(cls, pattern: str) -> Grammar:
-        return cls("regex", pattern)
+        return cls("regex", _text("regex", pattern))
 
     @classmethod
     def ebnf(cls, rules: str) -> Grammar:
-        return cls("ebnf", rules)
+        return cls("ebnf", _text("ebnf", rules))
 
     @classmethod
     def choice(cls, choices: Sequence[str]) -> Grammar:
         """One of these texts."""
-        if not choices or not all(isinstance(text, str) and text for text in choices):
+        texts = choices if isinstance(choices, list | tuple) else ()
+        if not texts or not all(isinstance(text, str) and text for text in texts):
             raise InvalidParameterError("choice", "it needs a list of texts that are not empty")
-        return cls("ebnf", "root ::= " + " | ".join(json.dumps(text) for text in choices))
+        return cls(
+            "ebnf", "root ::= " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+        )
 
     def validate(self) -> None:
         """Raise InvalidParameterError for what no compiler needs to look at."""
@@ -70,6 +73,12 @@ class Grammar(msgspec.Struct, frozen=True):
             raise InvalidParameterError(
                 self.kind, f"{len(self.text)} characters are more than {MAX_CHARS}"
             )
+
+
+def _text(name: str, given: str) -> str:
+    if not isinstance(given, str):
+        raise InvalidParameterError(name, f"it is a {type(given).__name__}, not a text")
+    return given
 
 
 def _json(name: str, given: str | bool | Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import msgspec
 
@@ -21,7 +22,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     max_tokens: most tokens to generate; None means up to the context length.
     min_tokens: neither EOS, nor a stop token, nor a stop string ends the text before this many.
     temperature: 0 is greedy.  top_k: -1 is off.  top_p: 1 is off.  min_p: 0 is off.
-    stop: strings that end the text (not part of it unless `include_stop_str_in_output`).
+    stop: strings that end the text (not part of it unless `include_stop_str_in_output`), or one.
     stop_token_ids: tokens that end the text, besides the model's own EOS tokens.
     n: how many independent answers.
     seed: the same request and seed give the same tokens whatever else runs; None draws one.
@@ -52,6 +53,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     include_stop_str_in_output: bool = False
     grammar: Grammar | None = None
 
+    def __post_init__(self) -> None:
+        # One text, as all APIs take it; left alone it would be a sequence of its characters.
+        if isinstance(self.stop, str):
+            msgspec.structs.force_setattr(self, "stop", (self.stop,))
+
     @property
     def is_greedy(self) -> bool:
         return self.temperature < GREEDY_TEMPERATURE or self.top_k == 1
@@ -65,7 +71,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         )
 
     def validate(self, *, vocab_size: int | None = None) -> None:
-        """Raise InvalidParameterError that names the first parameter out of range."""
+        """Raise InvalidParameterError that names the first parameter out of range, or of the wrong
+        type: the core could not read it, and drops what it cannot read."""
+        self._check_types()
         _in_range("temperature", self.temperature, 0.0, math.inf)
         _in_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _in_range("min_p", self.min_p, 0.0, 1.0)
@@ -99,6 +107,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             if self.min_tokens:
                 raise InvalidParameterError("min_tokens", "a grammar says itself when it may end")
         self._validate_token_ids(vocab_size)
+
+    def _check_types(self) -> None:
+        try:
+            msgspec.convert(msgspec.structs.asdict(self), SamplingParams)
+        except msgspec.ValidationError as error:
+            # "Expected `int`, got `str` - at `$.max_tokens`", or "... - at `key` in `$.logit_bias`"
+            text, _, place = str(error).partition(" - at ")
+            name = re.findall(r"\w+", place.partition("$.")[2])[0]
+            raise InvalidParameterError(name, text.replace("Expected", "expected", 1)) from None
 
     def _validate_token_ids(self, vocab_size: int | None) -> None:
         for token_id, bias in (self.logit_bias or {}).items():

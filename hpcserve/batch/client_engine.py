@@ -14,12 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from hpcserve.batch.engine import EngineLimits, PreparedRequest, RowAnswer, RowPreparer
+from hpcserve.batch.engine import (
+    EngineLimits,
+    PreparedRequest,
+    PreparerRecipe,
+    RowAnswer,
+    RowPreparer,
+)
 from hpcserve.batch.fingerprint import model_content, template_content
 from hpcserve.batch.row import CHAT_URL, COMPLETION_URL
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.client import EngineClient
-from hpcserve.engine.model_folder import model_name, with_model_folder
+from hpcserve.engine.model_folder import load_tokenizer, model_name, with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE
 from hpcserve.errors import InvalidParameterError
 from hpcserve.ipc.messages import Int32Array
@@ -45,7 +51,8 @@ _PREFIX_TOKENS = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """ids: the prompts' tokens, as they are sent."""
+    """ids: the prompts' tokens, as they are sent. `inputs` repeat prompts only where the answer
+    says something of them."""
 
     body: ChatBody | CompletionBody
     inputs: list[EngineInput]
@@ -71,7 +78,21 @@ class ClientPreparer:
         ids = [_as_array(one.prompt_token_ids) for one in inputs]
         num_tokens = sum(map(_num_tokens, inputs))
         prefix = ids[0][:_PREFIX_TOKENS].tobytes() if ids else b""
+        if not (getattr(parsed, "echo", False) or getattr(parsed, "separate_reasoning", False)):
+            inputs = [EngineInput([], one.params, one.priority) for one in inputs]
         return PreparedRequest(num_tokens, _Prepared(parsed, inputs, ids), prefix)
+
+
+@dataclass(frozen=True)
+class ClientRecipe:
+    """options: of an engine whose model is a folder here.  defaults: as ClientPreparer's."""
+
+    options: dict[str, Any]
+    defaults: dict[str, Any]
+
+    def make(self) -> ClientPreparer:
+        tokenizer = load_tokenizer(EngineConfig.from_options(self.options))
+        return ClientPreparer(tokenizer, self.defaults)
 
 
 class ClientEngine:
@@ -83,6 +104,9 @@ class ClientEngine:
         self._model_name = model_name
         self.model_names = model_names
         self.preparer: RowPreparer = ClientPreparer(client.tokenizer, client.sampling_defaults)
+        self.recipe: PreparerRecipe | None = ClientRecipe(
+            client.config.to_options(), dict(client.sampling_defaults)
+        )
         # Drawing each answer's id from the system would let go of the interpreter every time.
         self._run_id = uuid.uuid4().hex[:24]
         self._numbers = itertools.count()

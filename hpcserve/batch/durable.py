@@ -17,7 +17,15 @@ from typing import Any
 import msgspec
 
 from hpcserve.errors import IncompleteRunError
+from hpcserve.log import get_logger
 
+log = get_logger(__name__)
+
+_DISK_ERRORS = frozenset(
+    getattr(errno, name)
+    for name in ("EIO", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "ENODEV", "ENXIO", "ENOTCONN")
+    if hasattr(errno, name)
+)
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK})
 
 
@@ -35,6 +43,14 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sweep(path: Path) -> None:
+    """Take away a file that nobody needs any more; one that stays does no harm."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.debug("%s stays: %s", path, error)
 
 
 def temporary_name(final: Path) -> Path:
@@ -69,7 +85,7 @@ def publish(temporary: Path, final: Path, *, durable: bool = True) -> bool:
             raise
         temporary.replace(final)
         won = True
-    temporary.unlink(missing_ok=True)
+    sweep(temporary)
     if durable:
         fsync_folder(final.parent)
     return won
@@ -85,7 +101,7 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
             temporary.write_bytes(data)
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        sweep(temporary)
         raise
     if durable:
         fsync_folder(path.parent)
@@ -99,8 +115,13 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def of_the_disk(error: OSError) -> bool:
+    """Whether it says something of the disk or its server rather than of the file."""
+    return error.errno in _DISK_ERRORS
+
+
 @contextmanager
-def storage(place: Path | str) -> Iterator[None]:
+def storage(place: Path | str, verb: str = "write") -> Iterator[None]:
     """Within the block an OSError (disk full, quota, EIO, ESTALE) ends the run, to be resumed."""
     try:
         yield
@@ -109,6 +130,6 @@ def storage(place: Path | str) -> Iterator[None]:
     except OSError as error:
         where = error.filename or place
         raise IncompleteRunError(
-            f"cannot write {where}: {error.strerror}; finished rows are kept: run the same command "
+            f"cannot {verb} {where}: {error.strerror}; finished rows are kept: run the same command "
             "again when this is mended"
         ) from error

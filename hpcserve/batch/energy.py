@@ -8,12 +8,19 @@ from typing import Any
 
 
 class EnergyMeter:
-    """Joules of the visible GPUs since it was made. Without NVML, or on GPUs without a counter of
-    energy, it knows nothing: None."""
+    """Joules of the first `num_gpus` visible GPUs since it was made: those that the engine takes.
 
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+    Without NVML, on GPUs without a counter of energy, and where some of the GPUs are in other
+    nodes, it knows nothing: None.
+    """
+
+    def __init__(self, num_gpus: int, environ: Mapping[str, str] | None = None) -> None:
         environ = os.environ if environ is None else environ
-        self._library, self._devices = _visible_devices(environ.get("CUDA_VISIBLE_DEVICES"))
+        self._library: Any = None
+        visible: list[Any] = []
+        if num_gpus:
+            self._library, visible = _visible_devices(environ.get("CUDA_VISIBLE_DEVICES"))
+        self._devices = visible[:num_gpus] if len(visible) >= num_gpus else []
         self._start_mj = self._millijoules()
 
     def joules(self) -> float | None:

@@ -45,11 +45,22 @@ class RowPreparer(Protocol):
         """Called from several threads at once. Raises RequestError."""
 
 
+class PreparerRecipe(Protocol):
+    """How another process comes to such a preparer; can be pickled."""
+
+    def make(self) -> RowPreparer:
+        """Raises ModelError and TokenizerError."""
+
+
 class RowEngine(Protocol):
-    """An engine that is ready."""
+    """An engine that is ready.
+
+    recipe: None where rows can be prepared in this process only.
+    """
 
     limits: EngineLimits
     preparer: RowPreparer
+    recipe: PreparerRecipe | None
     #: Names that a row may call the model by without a remark.
     model_names: frozenset[str]
 

@@ -11,7 +11,8 @@ from typing import BinaryIO, cast
 
 import zstandard
 
-from hpcserve.errors import InputError
+from hpcserve.batch.durable import of_the_disk
+from hpcserve.errors import HpcserveError, IncompleteRunError, InputError
 
 STANDARD = "-"
 COMPRESSED = (".gz", ".zst")
@@ -24,6 +25,18 @@ def format_suffix(name: str) -> str:
     if path.suffix in COMPRESSED:
         path = path.with_suffix("")
     return path.suffix.lstrip(".").lower()
+
+
+def unreadable(path: Path, error: Exception) -> HpcserveError:
+    """What to raise for an input: its disk's failure ends the run until that is mended, its own is
+    the user's to know."""
+    why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    if isinstance(error, OSError) and of_the_disk(error):
+        return IncompleteRunError(
+            f"cannot read the input {path}: {why}; finished rows are kept: run the same command "
+            "again when this is mended"
+        )
+    return InputError(f"cannot read the input {path}: {why}")
 
 
 class ByteSource:
@@ -53,7 +66,7 @@ class ByteSource:
         try:
             data = cast(BinaryIO, self._stream).read(size)
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise InputError(f"cannot read on in {self.path}: {error}") from error
+            raise unreadable(self.path, error) from error
         self.position += len(data)
         return data
 
@@ -72,7 +85,7 @@ class ByteSource:
         try:
             self._raw = self.path.open("rb")
         except OSError as error:
-            raise InputError(f"cannot read the input {self.path}: {error.strerror}") from error
+            raise unreadable(self.path, error) from error
         self._stream = _decompressed(self._raw, self.path.suffix)
         self.position = 0
 

@@ -7,48 +7,73 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hpcserve.batch.durable import storage
 from hpcserve.batch.files import STANDARD
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.config.batch import BatchConfig
+from hpcserve.engine.lifeline import end_with_parent_thread
 from hpcserve.errors import ConfigError
+from hpcserve.log import get_logger
+
+log = get_logger(__name__)
 
 
 @contextmanager
-def other_workers(argv: Sequence[str], batch: BatchConfig) -> Iterator[BatchConfig]:
+def other_workers(
+    argv: Sequence[str], batch: BatchConfig, begin: Callable[[], bool]
+) -> Iterator[BatchConfig]:
     """Within the block, all but one of the workers run beside this process. They end when the
     run's rows are finished, or are told to when the block ends before.
 
-    Gives what this process has to do: starting over is done already, once for all of them.
+    begin: what is done once for all of them, starting over where that is asked; returns whether
+    anything is left to do. Gives what is left for this process.
     """
     if STANDARD in (*batch.inputs, batch.output):
         raise ConfigError("--jobs: workers cannot share stdin or stdout; name files")
     num_jobs = batch.jobs
     shares = [device_share(os.environ, number, num_jobs) for number in range(num_jobs)]
-    if batch.fresh:
-        output = Path(batch.output)
-        RunDir.of_output(output).discard()
-        output.unlink(missing_ok=True)
+    mine = dataclasses.replace(batch, fresh=False)
+    if not begin():
+        yield mine
+        return
     words = [word for word in without_option(argv, "--jobs") if word not in _ONCE]
-    others = []
-    for number in range(1, num_jobs):
-        environment = {**os.environ, **shares[number]}
-        command = [sys.executable, "-m", "hpcserve", "batch", *words]
-        others.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+    folder = RunDir.of_output(Path(batch.output)).workers
+    logs = {number: folder / f"job-{number}.log" for number in range(1, num_jobs)}
+    others = {number: _start(words, shares[number], log_file) for number, log_file in logs.items()}
     os.environ.update(shares[0])
     try:
-        yield dataclasses.replace(batch, fresh=False)
+        yield mine
     finally:
-        for other in others:
+        for other in others.values():
             if other.poll() is None:
                 other.send_signal(signal.SIGTERM)
-        for other in others:
-            other.wait()
+        for number, other in others.items():
+            code = other.wait()
+            if code not in _ORDERLY:
+                log.warning("worker %d ended with exit code %d; see %s", number, code, logs[number])
 
 
+def _start(
+    words: Sequence[str], share: Mapping[str, str], log_file: Path
+) -> subprocess.Popen[bytes]:
+    """What it says goes to a file: there is one terminal, and one who writes to it."""
+    command = [sys.executable, "-m", "hpcserve", "batch", *words]
+    with storage(log_file), log_file.open("ab") as stream:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **share},
+            stdin=subprocess.DEVNULL,
+            stderr=stream,
+            preexec_fn=end_with_parent_thread,
+        )
+
+
+#: Exit codes: all answered, some rows failed, stopped and to be resumed, told to stop.
+_ORDERLY = (0, 3, 75, 130, -signal.SIGTERM)
 _ONCE = ("--fresh", "--overwrite")
 
 

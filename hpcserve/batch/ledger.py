@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from hpcserve.batch.durable import (
     fsync_folder,
     publish,
     storage,
+    sweep,
     temporary_name,
     write_file,
     write_whole,
@@ -49,6 +51,8 @@ class OpenShard:
         self.pending: deque[bytes] = deque()
         self.size = 0
         self.is_dirty = False
+        #: Another worker has committed it: nobody needs its rows.
+        self.is_lost = False
 
     def is_done(self, row: int) -> bool:
         return self.places[row] is not None
@@ -135,6 +139,8 @@ class Ledger:
     def finish(self, shard: OpenShard, record: RowRecord) -> None:
         """A row has its answer, or its error. Raises IncompleteRunError."""
         self._check()
+        if shard.is_lost:
+            return
         packed = record.pack()
         shard.add(record, packed)
         self._buffered += len(packed)
@@ -143,6 +149,14 @@ class Ledger:
         elif self._buffered >= _FLUSH_BYTES:
             self._buffered = 0
             self._in_background(self._write_all)
+
+    def lose(self, committed: set[int]) -> None:
+        """Give up shards that others have committed meanwhile."""
+        for number in committed & self._open.keys():
+            shard = self._open.pop(number)
+            shard.is_lost = True
+            self._in_background(partial(self._let_go, shard))
+            self._on_commit(number)
 
     async def sync(self) -> None:
         """All rows finished so far are on the disk when this returns. Raises IncompleteRunError."""
@@ -220,10 +234,13 @@ class Ledger:
                 write_file(temporary, self._pieces(shard))
                 publish(temporary, final)
             except OSError:
-                temporary.unlink(missing_ok=True)
+                sweep(temporary)
                 raise
-            os.close(shard.descriptor)
-            shard.path.unlink(missing_ok=True)
+            self._let_go(shard)
+
+    def _let_go(self, shard: OpenShard) -> None:
+        os.close(shard.descriptor)
+        sweep(shard.path)
 
     def _pieces(self, shard: OpenShard) -> Iterator[bytes]:
         def read() -> Iterator[bytes]:

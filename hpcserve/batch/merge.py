@@ -9,7 +9,7 @@ from typing import Any
 
 from hpcserve import registry
 from hpcserve.batch import journal
-from hpcserve.batch.durable import fsync_folder, temporary_name
+from hpcserve.batch.durable import fsync_folder, sweep, temporary_name
 from hpcserve.batch.files import format_suffix
 from hpcserve.batch.journal import RowRecord
 from hpcserve.batch.manifest import Manifest
@@ -20,6 +20,8 @@ from hpcserve.errors import IncompleteRunError, OutputError
 WRITERS = "hpcserve.batch.writers"
 #: Called with each row's record, in the output's order: for the report.
 Observe = Callable[[int, RowRecord], None]
+#: A file, and which rows it gets.
+Target = tuple[Path, Callable[[RowRecord], bool]]
 
 
 def writer_kind(name: str) -> Any:
@@ -47,13 +49,30 @@ def write_output(
     *,
     observe: Observe = lambda number, record: None,
     partial: bool = False,
+    following: Iterable[int] | None = None,
 ) -> int:
     """Write `output` from every finished shard; returns how many rows are in it.
 
-    partial: also where shards are missing. Raises IncompleteRunError where the disk refuses, or a
-    shard is damaged (it is put aside, and answered again when the run goes on); the output that
-    was there before stays.
+    partial: also where shards are missing.  following: shards in the order in which they are
+    finished, while the run goes on; until the last one the file is called `growing_path`.
+    Raises IncompleteRunError where the disk refuses, or a shard is damaged (it is put aside, and
+    answered again when the run goes on); the output that was there before stays.
     """
+    numbers = following or _all_of(run_dir, manifest, partial=partial)
+    rows = _observed(_rows(run_dir, manifest, numbers), observe)
+    targets: list[Target] = [(output, rows_of_any_kind)]
+    if manifest.errors == "file":
+        targets = [(output, is_answer), (errors_path(output), is_failure)]
+    name = temporary_name if following is None else growing_path
+    return _write(targets, manifest, rows, [name(path) for path, _ in targets])
+
+
+def growing_path(final: Path) -> Path:
+    """What an output is called that is written while its run goes on."""
+    return final.with_name(f"{final.name}.partial")
+
+
+def _all_of(run_dir: RunDir, manifest: Manifest, *, partial: bool) -> list[int]:
     numbers = _in_order(run_dir, manifest)
     missing = len(manifest.shards) - len(numbers)
     if missing and not partial:
@@ -61,14 +80,7 @@ def write_output(
             f"{missing:,} of {len(manifest.shards):,} shards of {run_dir.path} are not finished; "
             "resume the run, or merge what is there with --partial"
         )
-    rows = _observed(_rows(run_dir, manifest, numbers), observe)
-    if manifest.errors == "file":
-        return _write_both(manifest, rows, output)
-    return _write([(output, rows_of_any_kind)], manifest, rows)
-
-
-def _write_both(manifest: Manifest, rows: Iterable[tuple[int, RowRecord]], output: Path) -> int:
-    return _write([(output, is_answer), (errors_path(output), is_failure)], manifest, rows)
+    return numbers
 
 
 def rows_of_any_kind(record: RowRecord) -> bool:
@@ -84,11 +96,11 @@ def is_failure(record: RowRecord) -> bool:
 
 
 def _write(
-    targets: list[tuple[Path, Callable[[RowRecord], bool]]],
+    targets: list[Target],
     manifest: Manifest,
     rows: Iterable[tuple[int, RowRecord]],
+    temporaries: list[Path],
 ) -> int:
-    temporaries = [temporary_name(path) for path, _ in targets]
     num_rows = 0
     try:
         with ExitStack() as stack:
@@ -111,7 +123,7 @@ def _write(
         ) from error
     finally:
         for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+            sweep(temporary)
     return num_rows
 
 

@@ -9,17 +9,35 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from hpcserve.batch.engine import RowPreparer
-from hpcserve.batch.formats.base import BatchReader, MalformedRowError, RawRow
+from hpcserve.batch.formats.base import BatchReader, RawRow
 from hpcserve.batch.ledger import OpenShard
-from hpcserve.batch.row import BatchRow, Failure, RowDialect
-from hpcserve.errors import EngineError, HpcserveError
+from hpcserve.batch.prepare_pool import PreparePool
+from hpcserve.batch.row import BatchRow
+from hpcserve.batch.row_maker import MakerRecipe, RawChunk, RowMaker
 
 _CHUNK_ROWS = 128
 _CHUNK_BYTES = 1 << 20
 
-#: What a row can bring about in the code that reads it; anything else is a defect and ends the run.
-ROW_ERRORS = (HpcserveError, ValueError, TypeError, LookupError, RecursionError)
+
+#: Fewer rows than this, and less text, are prepared before a process for it is up (a second).
+_MANY_ROWS = 10_000
+_MUCH_TEXT = 16 << 20
+_MAX_PROCESSES = 4
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of a job, not of the whole node."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def usual_processes(num_rows: int, num_bytes: int, num_cores: int) -> int:
+    """How many processes prepare a run's rows, where nobody says it."""
+    if num_rows < _MANY_ROWS and num_bytes < _MUCH_TEXT:
+        return 0
+    # Engine, its client and the kernel have work as well.
+    return min(_MAX_PROCESSES, num_cores // 4)
 
 
 @dataclass
@@ -40,7 +58,8 @@ NextShard = Callable[[], OpenShard | None]
 class Preparation:
     """Chunks of rows, a few ahead of who asks for them.
 
-    One thread reads; a pool of threads does the rest, since tokenising lets go of the interpreter.
+    One thread reads. The rest is done by processes where `recipe` is given, and by threads until
+    those are up: the first rows do not wait for them.
     readers: by number of file.
     """
 
@@ -48,20 +67,23 @@ class Preparation:
         self,
         next_shard: NextShard,
         readers: list[BatchReader],
-        dialect: RowDialect,
-        preparer: RowPreparer,
+        maker: RowMaker,
         *,
         poll_s: float,
+        recipe: MakerRecipe | None = None,
+        num_processes: int = 0,
     ) -> None:
         self._next_shard = next_shard
         self._readers = readers
-        self._dialect = dialect
-        self._preparer = preparer
+        self._maker = maker
         self._poll_s = poll_s
         # More threads than cores only fight for the interpreter.
-        num_threads = max(1, min(4, os.cpu_count() or 1))
+        num_threads = max(1, min(4, usable_cores()))
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="prepare")
-        self._free_slots = threading.Semaphore(num_threads + 4)
+        self._free_slots = threading.Semaphore(max(num_threads, 2 * num_processes) + 4)
+        self._processes: PreparePool | None = None
+        if recipe is not None and num_processes:
+            self._processes = PreparePool(num_processes, recipe, maker)
         self._closing = threading.Event()
         self._reading = threading.Thread(target=self._read_all, name="read", daemon=True)
         self._loop = asyncio.get_running_loop()
@@ -92,6 +114,10 @@ class Preparation:
         self._free_slots.release()
         self._reading.join()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._processes is not None:
+            self._processes.close()
+        if self._current is not None and self._current.done() and not self._current.cancelled():
+            self._current.exception()  # the run has ended by something else
 
     # ------------------------------------------------------------ in the reading thread
 
@@ -134,10 +160,10 @@ class Preparation:
             raw.append((number, row))
             num_bytes += row.num_bytes
             if len(raw) == _CHUNK_ROWS or num_bytes >= _CHUNK_BYTES:
-                yield self._pool.submit(self._prepare_chunk, shard, raw)
+                yield self._made(shard, raw)
                 raw, num_bytes = [], 0
         if raw:
-            yield self._pool.submit(self._prepare_chunk, shard, raw)
+            yield self._made(shard, raw)
 
     def _offer(self, chunk: Future[Chunk | None]) -> bool:
         """Wait for a slot and hand over; False where nobody wants more."""
@@ -147,26 +173,28 @@ class Preparation:
         self._loop.call_soon_threadsafe(self._ahead.put_nowait, chunk)
         return True
 
-    # ------------------------------------------------------------ in the pool
+    # ------------------------------------------------------------ elsewhere
 
-    def _prepare_chunk(self, shard: OpenShard, raw: list[tuple[int, RawRow]]) -> Chunk | None:
-        return Chunk([self._prepare(shard, number, one) for number, one in raw])
+    def _made(self, shard: OpenShard, raw: list[tuple[int, RawRow]]) -> Future[Chunk | None]:
+        work = RawChunk(shard.file, shard.first, raw)
+        if self._processes is not None and self._processes.is_ready:
+            rows = self._processes.submit(work)
+        else:
+            rows = self._pool.submit(self._maker.rows, work)
+        chunk: Future[Chunk | None] = Future()
+        rows.add_done_callback(lambda done: _as_chunk(done, shard, chunk))
+        return chunk
 
-    def _prepare(self, shard: OpenShard, number: int, raw: RawRow) -> BatchRow:
-        index = shard.first + number
-        row = BatchRow(index, shard.file, raw.line, raw.num_bytes, shard, number)
-        try:
-            self._dialect.fill(row, self._readers[shard.file].decode(raw))
-            if row.failure is None:
-                row.request = self._preparer.prepare(row.url, row.body)
-        except EngineError:
-            raise
-        except MalformedRowError as error:
-            row.failure = Failure(error.code, error.message)
-        except ROW_ERRORS as error:
-            row.failure = Failure.of(error)
-        row.body = {}
-        return row
+
+def _as_chunk(rows: Future[list[BatchRow]], shard: OpenShard, chunk: Future[Chunk | None]) -> None:
+    if rows.cancelled():
+        chunk.cancel()
+    elif (error := rows.exception()) is not None:
+        chunk.set_exception(error)
+    else:
+        for row in rows.result():
+            row.shard = shard
+        chunk.set_result(Chunk(rows.result()))
 
 
 def _done(chunk: Chunk | None) -> Future[Chunk | None]:

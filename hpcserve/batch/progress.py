@@ -27,10 +27,15 @@ Workers = Callable[[], list[WorkerStatus]]
 
 @contextmanager
 def shown(
-    report: BatchReport, workers: Workers, stream: TextIO, *, log_interval_s: float
+    report: BatchReport,
+    workers: Workers,
+    stream: TextIO,
+    *,
+    log_interval_s: float,
+    as_bar: bool,
 ) -> Iterator[None]:
-    """While the block runs, its report is shown on `stream`, as fits a terminal or a log."""
-    if stream.isatty():
+    """While the block runs, its report is shown on `stream`: a bar, or a line now and then."""
+    if as_bar:
         view = _View(report, workers)
         with Live(view, console=Console(file=stream), refresh_per_second=4, transient=True):
             yield

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpcserve.batch.scan import row_name
 from hpcserve.errors import HpcserveError, RequestError
 
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
 URLS = (CHAT_URL, COMPLETION_URL)
 EMBEDDING_URL = "/v1/embeddings"
+NO_EMBEDDINGS = "this engine generates text; embeddings need a server of an embedding model"
 
 # A batch has nobody to stream to: the whole answer is the same text.
 _STREAM_KEYS = ("stream", "stream_options")
@@ -218,6 +218,11 @@ def _plain_messages(messages: Any) -> Any:
     ]
 
 
+def row_name(line: int, file: int | None) -> str:
+    """What a row without an id of its own is called. file: its number, where there are several."""
+    return f"row-{line}" if file is None else f"file-{file + 1}-row-{line}"
+
+
 def row_seed(seed: int, index: int) -> int:
     """A seed of 63 bits for row `index` of a run with `seed`."""
     digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
@@ -248,9 +253,7 @@ def _openai_line(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise _BadRowError("invalid_body", f'"body" is no object, but {type(body).__name__}')
     url = record.get("url", CHAT_URL if "messages" in body else COMPLETION_URL)
     if url == EMBEDDING_URL:
-        raise _BadRowError(
-            "unsupported_url", f"{url}: this engine generates text and offers no embeddings"
-        )
+        raise _BadRowError("unsupported_url", f"{url}: {NO_EMBEDDINGS}")
     if url not in URLS:
         raise _BadRowError("invalid_url", f"url is {url!r}; known: {', '.join(URLS)}")
     return url, body

@@ -5,29 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from hpcserve.batch import manifest as manifests
 from hpcserve.batch import progress
-from hpcserve.batch.dialect import make_dialect, run_content
-from hpcserve.batch.durable import storage
+from hpcserve.batch.begin import begin
+from hpcserve.batch.dialect import make_dialect
 from hpcserve.batch.engine import Backend
 from hpcserve.batch.files import STANDARD
-from hpcserve.batch.finish import finish_run, known_result
-from hpcserve.batch.inputs import InputFile, find_inputs
-from hpcserve.batch.manifest import Manifest
-from hpcserve.batch.merge import writer_kind
+from hpcserve.batch.finish import Follower, finish_run, known_result
 from hpcserve.batch.report import RunResult
-from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.row_stream import RowStream
 from hpcserve.batch.worker import Worker
 from hpcserve.config.batch import BatchConfig, RowDefaults
-from hpcserve.errors import OutputError, RunCancelledError
+from hpcserve.errors import ConfigError, OutputError
 
 
 def run_batch(
@@ -61,22 +55,29 @@ def _is_special(path: Path) -> bool:
 def _run_to_stream(
     backend: Backend, batch: BatchConfig, defaults: RowDefaults, seed: int, stream: TextIO
 ) -> RunResult:
-    """The run's files live as long as this process; the whole output goes out at the end."""
-    with tempfile.TemporaryDirectory(prefix="hpcserve-batch-") as folder:
+    """Rows go out as they finish; the run's files live as long as this process."""
+    name = "stdout" if batch.output == STANDARD else batch.output
+    if batch.errors == "file":
+        raise ConfigError(f"--errors file: there is no place beside {name}; name an output file")
+    with tempfile.TemporaryDirectory(prefix="hpcserve-batch-") as folder, _sink(batch) as sink:
+        rows = RowStream(sink, ordered=not batch.unordered)
         kept = Path(folder) / "stdout.jsonl"
-        result = _run(backend, batch, defaults, kept, seed, stream, (), shown=batch.output)
-        with kept.open("rb") as answers, _stream(batch.output) as sink:
-            shutil.copyfileobj(answers, sink)
-            sink.flush()
+        try:
+            result = _run(backend, batch, defaults, kept, seed, stream, (), rows, shown=name)
+            rows.close()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"cannot write to {name}: {error.strerror}") from error
     return result
 
 
 @contextlib.contextmanager
-def _stream(name: str) -> Iterator[BinaryIO]:
-    if name == STANDARD:
+def _sink(batch: BatchConfig) -> Iterator[BinaryIO]:
+    if batch.output == STANDARD:
         yield sys.stdout.buffer
         return
-    with Path(name).open("wb") as sink:
+    with Path(batch.output).open("wb") as sink:
         yield sink
 
 
@@ -88,27 +89,24 @@ def _run(
     seed: int,
     stream: TextIO,
     argv: Sequence[str],
+    rows: RowStream | None = None,
     *,
     shown: str | None = None,
 ) -> RunResult:
-    run_dir = RunDir.of_output(output)
-    _check_output(output)
-    content = run_content(backend, batch, defaults, seed)
-    if batch.fresh and not _is_restarted():
-        run_dir.discard()
-    inputs = find_inputs(batch.inputs, batch.input_format, run_dir.spool)
-    _check_apart(inputs, output)
-    manifest = _manifest(run_dir, inputs, content, batch, output, argv)
-    _check_not_cancelled(run_dir)
-    place = shown if shown not in (None, STANDARD) else "stdout" if shown else str(output)
+    begun = begin(backend, batch, defaults, output, seed=seed, argv=argv)
+    run_dir, manifest = begun.run_dir, begun.manifest
     result = known_result(run_dir, manifest, output)
     if result is None:
         if len(run_dir.committed()) < len(manifest.shards):
             dialect = make_dialect(manifest, backend)
-            worker = Worker(backend, batch, run_dir, manifest, inputs, dialect, stream)
-            _run_loop(worker)
+            worker = Worker(backend, batch, run_dir, manifest, begun.inputs, dialect, stream, rows)
+            if manifest.ordered or rows is not None:
+                _run_loop(worker)
+            else:
+                with Follower(run_dir, manifest, output):
+                    _run_loop(worker)
         result = finish_run(run_dir, manifest, output, batch.max_error_rate)
-    progress.print_summary(result, place, stream)
+    progress.print_summary(result, shown or str(output), stream)
     return result
 
 
@@ -127,69 +125,3 @@ def _run_loop(worker: Worker) -> None:
         start(worker.run())
     finally:
         gc.set_threshold(*thresholds)
-
-
-def _manifest(
-    run_dir: RunDir,
-    inputs: list[InputFile],
-    content: dict[str, dict[str, object]],
-    batch: BatchConfig,
-    output: Path,
-    argv: Sequence[str],
-) -> Manifest:
-    """The run's own, or a new one. Raises InputError where it is another run than this."""
-    found = manifests.load(run_dir.manifest)
-    if found is None:
-        if output.exists() and not batch.fresh:
-            raise OutputError(
-                f"the output {output} exists, and is of no run known here; "
-                "pass --overwrite to replace it"
-            )
-        new = manifests.new_manifest(
-            inputs,
-            content,
-            span_rows=batch.shard_rows,
-            output=output,
-            errors=batch.errors,
-            ordered=not batch.unordered,
-            argv=argv,
-        )
-        run_dir.create()
-        found = manifests.store(new, run_dir.manifest)
-    manifests.refuse_changes(found, inputs, content)
-    run_dir.create()
-    return found
-
-
-def _check_output(output: Path) -> None:
-    """Raise OutputError for what would fail only after days."""
-    writer_kind(output.name)
-    if not output.parent.is_dir():
-        raise OutputError(f"there is no folder {output.parent} for the output {output}")
-    if output.is_dir():
-        raise OutputError(f"the output {output} is a folder; name a file")
-    if not os.access(output.parent, os.W_OK):
-        raise OutputError(f"the output folder {output.parent} is not writable")
-
-
-def _check_apart(inputs: list[InputFile], output: Path) -> None:
-    for one in inputs:
-        if output.exists() and output.samefile(one.path):
-            raise OutputError(f"input and output are the same file: {output}")
-
-
-def _is_restarted() -> bool:
-    """The same job once more: what its first run finished must not be thrown away."""
-    return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
-
-
-def _check_not_cancelled(run_dir: RunDir) -> None:
-    """A person who runs it again means it; a job that was queued before does not."""
-    if not run_dir.cancelled.exists():
-        return
-    if os.environ.get("SLURM_JOB_ID"):
-        raise RunCancelledError(
-            f"the run was cancelled; `hpcserve batch resume {run_dir.path}` goes on"
-        )
-    with storage(run_dir.cancelled), contextlib.suppress(FileNotFoundError):
-        run_dir.cancelled.unlink()

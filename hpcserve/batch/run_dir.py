@@ -110,8 +110,9 @@ class RunDir:
         return sorted(self.journals.glob(f"{number:06d}.*"))
 
     def committed(self) -> set[int]:
-        """Numbers of the shards that are finished."""
-        return numbers_in(self.shards)
+        """Numbers of the shards that are finished. Raises IncompleteRunError."""
+        with storage(self.shards, "read"):
+            return numbers_in(self.shards)
 
 
 def numbers_in(folder: Path) -> set[int]:

@@ -20,9 +20,11 @@ from hpcserve.batch.ledger import Ledger
 from hpcserve.batch.order import admission_order
 from hpcserve.batch.output import OutputRecords
 from hpcserve.batch.policy import FailurePolicy
-from hpcserve.batch.prepare import ROW_ERRORS, Preparation
+from hpcserve.batch.prepare import Preparation
 from hpcserve.batch.report import BatchReport
 from hpcserve.batch.row import BatchRow, Failure
+from hpcserve.batch.row_maker import ROW_ERRORS
+from hpcserve.batch.row_stream import RowStream
 from hpcserve.batch.suspects import Suspects
 from hpcserve.batch.window import Window
 from hpcserve.errors import EngineDeadError, EngineError, IncompleteRunError, QueueFullError
@@ -60,6 +62,7 @@ class BatchRunner:
         report: BatchReport,
         *,
         max_rows_in_flight: int | None = None,
+        stream: RowStream | None = None,
     ) -> None:
         self.report = report
         self.in_flight: dict[int, InFlight] = {}
@@ -76,6 +79,7 @@ class BatchRunner:
         self._policy = policy
         self._deadline = deadline
         self._max_rows_in_flight = max_rows_in_flight
+        self._stream = stream
         self._encoder = msgspec.json.Encoder()
         self._incoming: list[BatchRow] = []
         self._queue: deque[BatchRow] = deque()
@@ -126,6 +130,12 @@ class BatchRunner:
         entry.timed_out = True
         entry.task.cancel()
 
+    def drop_lost(self) -> None:
+        """Abort rows of shards that another worker has committed."""
+        for entry in self.in_flight.values():
+            if entry.row.shard.is_lost:
+                entry.task.cancel()
+
     def cut_short(self, slot_s: float) -> None:
         """The time is over: note the rows that had most of a job's time and did not finish."""
         now = time.monotonic()
@@ -141,6 +151,7 @@ class BatchRunner:
             min_rows=limits.max_running_requests,
             max_rows=self._max_rows_in_flight or 4 * limits.max_running_requests,
             max_tokens=2 * limits.max_total_tokens,
+            stream=self._stream,
         )
 
     # ------------------------------------------------------------ rows in
@@ -192,6 +203,10 @@ class BatchRunner:
     def _start_at_once(self) -> bool:
         """Start the first row of the queue; False where it must wait for room."""
         row = self._queue[0]
+        if row.shard.is_lost:
+            self._queue.popleft()
+            self.report.num_recovered += 1
+            return True
         failure = row.failure
         cuts, longest_s = 0, 0.0
         if row.shard.cut_short:
@@ -227,11 +242,14 @@ class BatchRunner:
             raise
         except asyncio.CancelledError:
             entry = self.in_flight.get(row.index)
-            if entry is None or not entry.timed_out:
+            if entry is not None and entry.timed_out:
+                seconds = time.monotonic() - entry.since_s
+                late = f"no answer after {seconds:.0f} s (--row-timeout)"
+                self._finish_failed(row, Failure("row_timeout", late, 504), latency_s=seconds)
+            elif entry is None or not row.shard.is_lost:
                 raise
-            seconds = time.monotonic() - entry.since_s
-            late = Failure("row_timeout", f"no answer after {seconds:.0f} s (--row-timeout)", 504)
-            self._finish_failed(row, late, latency_s=seconds)
+            else:
+                self.report.num_recovered += 1
         except ROW_ERRORS as error:
             self._finish_failed(row, Failure.of(error))
         else:
@@ -264,20 +282,17 @@ class BatchRunner:
         latency_s = now - self.in_flight[row.index].since_s
         self._latencies.append(latency_s)
         self.report.add_answer(row, answer)
-        record = self._records.answer(row, answer.body)
-        self._ledger.finish(
-            row.shard,
-            RowRecord(
-                row.number,
-                journal.OK,
-                self._encoder.encode(record),
-                row.tries + 1,
-                answer.num_prompt_tokens,
-                answer.num_output_tokens,
-                answer.num_cached_tokens,
-                latency_s,
-            ),
+        record = RowRecord(
+            row.number,
+            journal.OK,
+            self._encoder.encode(self._records.answer(row, answer.body)),
+            row.tries + 1,
+            answer.num_prompt_tokens,
+            answer.num_output_tokens,
+            answer.num_cached_tokens,
+            latency_s,
         )
+        self._keep(row, record)
 
     def _finish_failed(
         self, row: BatchRow, failure: Failure, *, latency_s: float = 0.0, guilty: bool = False
@@ -288,8 +303,13 @@ class BatchRunner:
         payload = self._encoder.encode(self._records.failure(row, failure))
         status = journal.QUARANTINED if guilty else journal.FAILED
         record = RowRecord(row.number, status, payload, row.tries + 1, latency_s=latency_s)
-        self._ledger.finish(row.shard, record)
+        self._keep(row, record)
         self._policy.after_failure(self.report, len(self._queue) + len(self.in_flight))
+
+    def _keep(self, row: BatchRow, record: RowRecord) -> None:
+        self._ledger.finish(row.shard, record)
+        if self._stream is not None:
+            self._stream.add(row.index, record.payload)
 
     def _accuse(self, rows: list[BatchRow]) -> None:
         """The engine died with these in it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,10 +13,11 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
+from hpcserve.batch.files import unreadable
 from hpcserve.batch.formats.base import Scanned, Span
 from hpcserve.batch.inputs import InputFile
+from hpcserve.batch.row import EMBEDDING_URL, NO_EMBEDDINGS, row_name
 from hpcserve.errors import InputError
 
 _SHOWN_DUPLICATES = 5
@@ -51,7 +53,8 @@ def scan_inputs(inputs: Sequence[InputFile], *, span_rows: int, id_column: str |
     """Raises InputError for a file that cannot be read, has no rows, or names two rows alike."""
     files: list[FileFacts] = []
     shards: list[Shard] = []
-    hashes: list[npt.NDArray[np.int64]] = []
+    hashes = array("q")
+    num_embeddings = 0
     several = len(inputs) > 1
     with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
         for number, one in enumerate(inputs):
@@ -62,25 +65,24 @@ def scan_inputs(inputs: Sequence[InputFile], *, span_rows: int, id_column: str |
                 for scanned in reader.scan(span_rows):
                     shards.append(Shard(_end(shards), number, scanned.span))
                     names = _names(scanned, number if several else None)
-                    hashes.append(np.fromiter(map(_hash, names), np.int64, len(scanned.ids)))
+                    hashes.extend(map(_hash, names))
                     num_rows += scanned.span.num_rows
+                    num_embeddings += scanned.urls.get(EMBEDDING_URL, 0)
             if stat_of(one.path) != before:
                 raise InputError(f"{one.path} was changed while it was read; try again")
             facts = (str(one.path.absolute()), one.format, *before, digest.result())
             files.append(FileFacts(*facts, num_rows, reader.num_blank))
     if not shards:
         raise InputError(f"the input {', '.join(one.path for one in files)} has no rows")
+    if num_embeddings == _end(shards):
+        # Where some rows can be answered, each of the others says for itself why it is not.
+        raise InputError(f"every row asks for {EMBEDDING_URL}: {NO_EMBEDDINGS}")
     _refuse_duplicates(inputs, hashes, span_rows, id_column)
     return Scan(files, shards)
 
 
 def _end(shards: Sequence[Shard]) -> int:
     return shards[-1].first + shards[-1].span.num_rows if shards else 0
-
-
-def row_name(line: int, file: int | None) -> str:
-    """What a row without an id of its own is called. file: its number, where there are several."""
-    return f"row-{line}" if file is None else f"file-{file + 1}-row-{line}"
 
 
 def _names(scanned: Scanned, file: int | None) -> Iterator[Any]:
@@ -98,12 +100,12 @@ def _hash(name: Any) -> int:
 
 def _refuse_duplicates(
     inputs: Sequence[InputFile],
-    hashes: list[npt.NDArray[np.int64]],
+    hashes: array[int],
     span_rows: int,
     id_column: str | None,
 ) -> None:
     """8 bytes a row find the few that may be alike; a second look at those decides."""
-    everything = np.concatenate(hashes)
+    everything = np.frombuffer(hashes, np.int64)  # no copy: sorted where it lies
     everything.sort()
     suspects = set(everything[1:][everything[1:] == everything[:-1]].tolist())
     if not suspects:
@@ -142,7 +144,7 @@ def stat_of(path: Path) -> tuple[int, int]:
     try:
         stats = [one.stat() for one in _files_of(path)]
     except OSError as error:
-        raise InputError(f"cannot read the input {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     return sum(one.st_size for one in stats), max((one.st_mtime_ns for one in stats), default=0)
 
 
@@ -155,7 +157,7 @@ def sha256_of(path: Path) -> str:
                 while block := stream.read(1 << 20):
                     digest.update(block)
     except OSError as error:
-        raise InputError(f"cannot read the input {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
     return digest.hexdigest()
 
 

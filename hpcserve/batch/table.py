@@ -6,10 +6,14 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from hpcserve.batch.durable import of_the_disk
+from hpcserve.batch.files import unreadable
 from hpcserve.batch.formats.base import BatchReader, MalformedRowError, RawRow, Scanned, Span
 
 #: What is read of a table at a time.
 BATCH_ROWS = 2048
+#: What is made into Python objects at a time.
+_PIECE_ROWS = 128
 
 
 class TableReader(BatchReader):
@@ -20,6 +24,7 @@ class TableReader(BatchReader):
     """
 
     is_table: ClassVar[bool] = True
+    _cursor: _Cursor | None = None
 
     @abstractmethod
     def parts(self) -> Iterator[tuple[list[int], int]]:
@@ -50,10 +55,13 @@ class TableReader(BatchReader):
         bad: MalformedRowError | None = None
         try:
             for batch in self.table_of(span):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield RawRow(number, 0, record)
+                for start in range(0, batch.num_rows, _PIECE_ROWS):
+                    piece = _Piece(batch.slice(start, _PIECE_ROWS))
+                    for place in range(piece.num_rows):
+                        number += 1
+                        yield RawRow(number, piece.row_bytes, (piece, place))
         except _broken() as error:
+            self._refuse(error)
             bad = MalformedRowError("unreadable_row", f"{self.path}: {error}")
         end = span.first_row + span.num_rows
         if number < end:
@@ -61,10 +69,17 @@ class TableReader(BatchReader):
         for missing in range(number, end):
             yield RawRow(missing + 1, 0, bad)
 
+    def _refuse(self, error: Exception) -> None:
+        """Raise IncompleteRunError where the disk failed, and not the file is damaged."""
+        if isinstance(error, OSError) and of_the_disk(error):
+            self._cursor = None  # read anew, when it can be
+            raise unreadable(self.path, error) from error
+
     def decode(self, row: RawRow) -> Mapping[str, Any]:
         if isinstance(row.payload, MalformedRowError):
             raise row.payload
-        record: Mapping[str, Any] = row.payload
+        piece, place = row.payload
+        record: Mapping[str, Any] = piece.records()[place]
         return record
 
     def table_of(self, span: Span) -> Iterator[Any]:
@@ -78,7 +93,7 @@ class TableReader(BatchReader):
 
     def _cursor_at(self, part: list[int], start: int) -> _Cursor:
         """Spans come in order mostly: the part is read on where the last one ended."""
-        cursor: _Cursor | None = getattr(self, "_cursor", None)
+        cursor = self._cursor
         if cursor is None or cursor.part != part or cursor.position > start:
             cursor = _Cursor(part, self.batches(part, None))
             self._cursor = cursor
@@ -97,9 +112,38 @@ class TableReader(BatchReader):
                     next((value for value in values if value is not None), None)
                     for values in zip(*columns, strict=True)
                 ]
-        except _broken():
-            pass  # those rows become errors when they are read
+        except _broken() as error:
+            self._refuse(error)  # else those rows become errors when they are read
         return (ids + [None] * num_rows)[:num_rows]
+
+
+class _Piece:
+    """Some rows as Arrow has them, made into Python objects where they are wanted: that is what
+    costs, and another process may do it."""
+
+    def __init__(self, batch: Any) -> None:
+        self._batch = batch
+        self._records: list[dict[str, Any]] | None = None
+        self.num_rows: int = batch.num_rows
+        self.row_bytes: int = batch.nbytes // max(1, batch.num_rows)
+
+    def records(self) -> list[dict[str, Any]]:
+        if self._records is None:
+            self._records = self._batch.to_pylist()
+        return self._records
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Arrow's own pickling of a slice would take the whole batch along.
+        return _unpickled, (
+            self._batch.schema.serialize().to_pybytes(),
+            self._batch.serialize().to_pybytes(),
+        )
+
+
+def _unpickled(schema: bytes, batch: bytes) -> _Piece:
+    import pyarrow as pa
+
+    return _Piece(pa.ipc.read_record_batch(batch, pa.ipc.read_schema(pa.py_buffer(schema))))
 
 
 class _Cursor:

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from hpcserve.batch.manifest import Manifest
 from hpcserve.batch.merge import errors_path, writer_kind
 from hpcserve.batch.output import RowMarks
+from hpcserve.batch.row import row_name
 from hpcserve.batch.run_dir import RunDir
-from hpcserve.batch.scan import row_name, sha256_of
+from hpcserve.batch.scan import sha256_of
 from hpcserve.batch.verbs import manifest_of
 
 _ID_PREFIX = "batch_req_"

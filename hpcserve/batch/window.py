@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from hpcserve.batch.row_stream import RowStream
+
 
 class Window:
     """A bound on rows and tokens in flight.
@@ -11,9 +13,15 @@ class Window:
     Rows up to `min_rows` (what the engine runs side by side) always enter, however long; beyond
     them rows enter while their tokens fit into `max_tokens`, which bounds what waits in the
     engine's queue. One task enters rows, any may leave.
+    stream: takes finished rows away, and may be behind with it: then none enters.
     """
 
-    def __init__(self, *, min_rows: int, max_rows: int, max_tokens: int) -> None:
+    def __init__(
+        self, *, min_rows: int, max_rows: int, max_tokens: int, stream: RowStream | None = None
+    ) -> None:
+        self._stream = stream
+        if stream is not None:
+            stream.on_space = self._wake
         self.max_rows = max_rows
         self.max_tokens = max_tokens
         self._min_rows = min(min_rows, max_rows)
@@ -22,6 +30,8 @@ class Window:
         self._waiter: asyncio.Future[None] | None = None
 
     def fits(self, num_tokens: int) -> bool:
+        if self._stream is not None and not self._stream.admits(is_idle=not self.num_rows):
+            return False
         if self.num_rows < self._min_rows:
             return True
         return self.num_rows < self.max_rows and self.num_tokens + num_tokens <= self.max_tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import TextIO
@@ -20,9 +21,11 @@ from hpcserve.batch.ledger import Ledger, OpenShard
 from hpcserve.batch.manifest import Manifest
 from hpcserve.batch.output import OutputRecords
 from hpcserve.batch.policy import FailurePolicy
-from hpcserve.batch.prepare import Preparation
+from hpcserve.batch.prepare import Preparation, usable_cores, usual_processes
 from hpcserve.batch.report import BatchReport
 from hpcserve.batch.row import RowDialect
+from hpcserve.batch.row_maker import MakerRecipe, RowMaker
+from hpcserve.batch.row_stream import RowStream
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.runner import BatchRunner
 from hpcserve.batch.scan import stat_of
@@ -48,7 +51,10 @@ _MAX_RUNS_WITHOUT_PROGRESS = 3
 
 
 class Worker:
-    """`run` returns when every row of the run is finished, by this worker or others."""
+    """`run` returns when every row of the run is finished, by this worker or others.
+
+    stream: for people.  rows: where finished rows go at once, beside the ledger.
+    """
 
     def __init__(
         self,
@@ -59,7 +65,9 @@ class Worker:
         inputs: list[InputFile],
         dialect: RowDialect,
         stream: TextIO,
+        rows: RowStream | None = None,
     ) -> None:
+        self._rows = rows
         self._backend = backend
         self._batch = batch
         self._dir = run_dir
@@ -72,11 +80,12 @@ class Worker:
         self._deadline = Deadline(batch.deadline, batch.deadline_margin_s)
         self._caught: list[signal.Signals] = []
         self._watch: Watch | None = None
+        self._runner: BatchRunner | None = None
         self._num_deaths = 0
         self._foreign: set[int] = run_dir.committed()
         self._rows_before = sum(manifest.shards[n].span.num_rows for n in self._foreign)
         self.report = BatchReport(num_total=manifest.num_rows, num_before=self._rows_before)
-        self._energy = EnergyMeter()
+        self._energy = EnergyMeter(backend.num_gpus)
         self._file = WorkerFile(run_dir, self._owner, self.report, self._energy, backend)
 
     async def run(self) -> None:
@@ -92,6 +101,8 @@ class Worker:
             lambda: read_all(self._dir),
             self._stream,
             log_interval_s=self._batch.log_interval_s,
+            # A bar and rows on one terminal would write over each other.
+            as_bar=self._stream.isatty() and not (self._rows and sys.stdout.isatty()),
         )
         try:
             with shown, self._signals():
@@ -128,7 +139,13 @@ class Worker:
             runs = 1 + runs_without_progress(self._dir, self._owner)
             if runs >= _MAX_RUNS_WITHOUT_PROGRESS:
                 return NoProgressError(f"{error}; the last {runs} runs finished no row at all")
-        return IncompleteRunError(f"{error}; {self._so_far()}")
+        text = str(error)
+        if "run the same command again" in text:
+            report = self.report
+            return IncompleteRunError(
+                f"{text} ({report.num_finished:,} of {report.num_total:,} rows are finished)"
+            )
+        return IncompleteRunError(f"{text}; {self._so_far()}")
 
     def _so_far(self) -> str:
         report = self.report
@@ -171,10 +188,29 @@ class Worker:
                 preparation.close()
 
     def _preparation(self, engine: RowEngine) -> Preparation:
-        readers = self._readers
+        maker = RowMaker(self._readers, self._dialect, engine.preparer)
+        recipe = None
+        if engine.recipe is not None:
+            id_column = self._manifest.id_column
+            recipe = MakerRecipe(self._inputs, id_column, self._dialect, engine.recipe)
         return Preparation(
-            self._next_shard, readers, self._dialect, engine.preparer, poll_s=_POLL_S
+            self._next_shard,
+            self._readers,
+            maker,
+            poll_s=_POLL_S,
+            recipe=recipe,
+            num_processes=self._num_processes(),
         )
+
+    def _num_processes(self) -> int:
+        """That prepare rows: none where threads are through before those would be up."""
+        given = self._batch.prepare_processes
+        if given is not None:
+            return given
+        num_bytes = sum(one.size for one in self._manifest.scan.files)
+        num_rows = self.report.num_total - self.report.num_before
+        share = num_rows / max(1, self.report.num_total)
+        return usual_processes(num_rows, round(num_bytes * share), usable_cores())
 
     def _new_runner(
         self, preparation: Preparation, records: OutputRecords
@@ -188,7 +224,9 @@ class Worker:
             self._deadline,
             self.report,
             max_rows_in_flight=batch.max_rows_in_flight,
+            stream=self._rows,
         )
+        self._runner = runner
         limits = Limits(batch.row_timeout_s, batch.stall_timeout_s, batch.drain_s)
         self._watch = Watch(runner, self._ledger, self._deadline, self._dir, limits, self._publish)
         if self._caught:
@@ -247,9 +285,12 @@ class Worker:
         self.report.num_before = self._rows_before + self.report.num_recovered
 
     def _publish(self) -> None:
-        with storage(self._dir.workers):
-            done = self._dir.committed() - self._foreign - self._claims.mine
-            self._foreign |= done
+        committed = self._dir.committed()
+        self._ledger.lose(committed)
+        if self._runner is not None:
+            self._runner.drop_lost()
+        done = committed - self._foreign - self._claims.mine
+        self._foreign |= done
         self._rows_before += sum(self._manifest.shards[n].span.num_rows for n in done)
         self._count_before()
         self._file.publish()

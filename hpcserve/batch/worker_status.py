@@ -119,7 +119,7 @@ class WorkerFile:
         up_s = 0.0 if self._engine_since is None else time.monotonic() - self._engine_since
         status.engine_s = self._engine_s + up_s
         status.num_gpus = self._num_gpus
-        status.joules = self._energy.joules() if self._num_gpus else None
+        status.joules = self._energy.joules()
         self._add_point()
 
     def _add_point(self) -> None:
@@ -137,12 +137,18 @@ class WorkerFile:
 
 
 def read_all(run_dir: RunDir) -> list[WorkerStatus]:
-    """Every worker there ever was, by the time of its start; torn files are left out."""
+    """Every worker there ever was, by the time of its start; files that cannot be read are left
+    out: the run does not depend on them."""
     found = []
-    for path in run_dir.workers.glob("*.json"):
+    try:
+        paths = list(run_dir.workers.glob("*.json"))
+    except OSError as error:
+        log.debug("%s: %s", run_dir.workers, error)
+        return []
+    for path in paths:
         try:
             found.append(msgspec.json.decode(path.read_bytes(), type=WorkerStatus))
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError):
             continue
     return sorted(found, key=lambda one: one.started_s)
 

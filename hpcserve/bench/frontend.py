@@ -87,7 +87,8 @@ def _figures(
         "tokens_per_chunk": tokens / chunks,
         "cpu_us_per_chunk": cpu_s / chunks * 1e6,
         "cpu_us_per_token": cpu_s / tokens * 1e6,
-        "chunks_per_cpu_s": chunks / cpu_s,
+        # Processor time comes in hundredths of a second: a short run may have none.
+        "chunks_per_cpu_s": chunks / cpu_s if cpu_s else None,
         "frontend_cpu_share": cpu_s / duration_s / plan.num_frontends,
         "client_cpu_share_max": max(result.cpu_shares),
     }

@@ -25,6 +25,7 @@ from hpcserve.errors import EngineError, EngineStartError
 _POLL_S = 0.02
 _STOP_S = 30.0
 _TAIL_LINES = 15
+_LAST_WORDS_S = 2.0
 #: Where programs of this field keep compiled code.
 _CACHE_VARIABLES = (
     "HPCSERVE_CACHE_DIR",
@@ -98,11 +99,14 @@ class _Process:
     popen: subprocess.Popen[bytes]
     started: float
     times: StartupTimes
+    reader: threading.Thread | None = None
     last_refusal: str = ""
 
     def check(self, limit: float) -> None:
         """Raise EngineStartError where it has ended or the time is over."""
         code = self.popen.poll()
+        if code is not None and self.reader is not None:
+            self.reader.join(_LAST_WORDS_S)  # its words come by a thread of their own
         tail = "\n".join(line for _, line in self.times.log[-_TAIL_LINES:])
         if code is not None:
             raise EngineStartError(
@@ -131,7 +135,7 @@ def _process(
     except OSError as error:
         raise EngineStartError(f"cannot start {command[0]}: {error}") from error
     process = _Process(popen, started, times)
-    reader = threading.Thread(target=_read_log, args=(process,), daemon=True)
+    reader = process.reader = threading.Thread(target=_read_log, args=(process,), daemon=True)
     reader.start()
     try:
         yield process

@@ -28,6 +28,8 @@ JOB_SECTIONS: dict[str, Sequence[type[Any]]] = {
 }
 LAUNCHERS = ("auto", "slurm", "local")
 USER_CLUSTER_FILE = Path("~/.config/hpcserve/cluster.yaml")
+#: Presets that were saved by the user; they win over ours of the same name.
+USER_PRESETS = Path("~/.config/hpcserve/presets")
 PRESETS = Path(__file__).parent.parent / "configs"
 
 
@@ -77,11 +79,11 @@ def preset_file(kind: str, name: str) -> Path:
         if not path.is_file():
             raise ConfigError(f"there is no file {path}")
         return path
-    found = PRESETS / kind / f"{name}.yaml"
-    if not found.is_file():
-        known = ", ".join(preset_names(kind))
-        raise ConfigError(f"no preset {name!r} among {kind}; there are: {known}")
-    return found
+    for folder in _preset_folders(kind):
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = ", ".join(preset_names(kind))
+    raise ConfigError(f"no preset {name!r} among {kind}; there are: {known}")
 
 
 def _called(kind: str, path: Path) -> str:
@@ -91,7 +93,13 @@ def _called(kind: str, path: Path) -> str:
 
 
 def preset_names(kind: str) -> list[str]:
-    return sorted(path.stem for path in (PRESETS / kind).glob("*.yaml"))
+    found = {path.stem for folder in _preset_folders(kind) for path in folder.glob("*.yaml")}
+    return sorted(found)
+
+
+def _preset_folders(kind: str) -> list[Path]:
+    own = [USER_PRESETS.expanduser()] if kind == "models" else []
+    return [*own, PRESETS / kind]
 
 
 def print_json(content: Any) -> None:

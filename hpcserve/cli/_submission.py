@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.config.load import Setting
 from hpcserve.errors import ConfigError
 from hpcserve.launcher.base import Launcher
+from hpcserve.launcher.files import write_atomically
 from hpcserve.launcher.job_dir import JobDir, register
 from hpcserve.launcher.request import (
     SERVE_CONFIGS,
@@ -26,6 +28,7 @@ from hpcserve.launcher.request import (
     existing_paths,
     make_request,
     server_words,
+    with_workers,
 )
 
 
@@ -56,8 +59,10 @@ def batch_request(
         str(Path(one).absolute()) for one in (*batch_config.inputs, batch_config.output)
     )
     words = batch_words(settings, _model_word(engine.model.model), inputs, output)
-    paths = existing_paths(engine.model.model, *inputs, str(Path(output).parent))
-    return make_request("batch", engine, settings, words, paths)
+    model = engine.model
+    files = (model.model, model.tokenizer, model.chat_template, batch_config.prompt_template)
+    paths = existing_paths(*files, *inputs, str(Path(output).parent))
+    return make_request("batch", engine, with_workers(settings), words, paths)
 
 
 def _model_word(model: str) -> str:
@@ -65,32 +70,38 @@ def _model_word(model: str) -> str:
     return str(next(iter(existing_paths(model)), model)) if model else model
 
 
-def make_launcher(name: str) -> tuple[Launcher, bool]:
-    """(launcher, whether it is the local one)."""
+def make_launcher(name: str) -> tuple[Launcher, str]:
+    """(launcher, its name): slurm, local or debug; auto is SLURM where it is."""
     from hpcserve.launcher import slurm_query
 
     if name == "slurm" or (name == "auto" and slurm_query.is_here()):
         from hpcserve.launcher.slurm import SlurmLauncher
 
-        return SlurmLauncher(), False
+        return SlurmLauncher(), "slurm"
+    if name == "debug":
+        from hpcserve.launcher.debug import DebugLauncher
+
+        return DebugLauncher(), name
     from hpcserve.launcher.local import LocalLauncher
 
-    return LocalLauncher(), True
+    return LocalLauncher(), "local"
 
 
 def submit(request: JobRequest, launcher: str, argv: Sequence[str] = ()) -> str:
     """Prepare the run directory, submit, and let the job be found again; returns its id."""
     from hpcserve.launcher.script import render_script
 
-    chosen, local = make_launcher(launcher)
-    script = render_script(request, local=local)
+    chosen, kind = make_launcher(launcher)
+    script = render_script(request, launcher=kind)
     job_dir = JobDir.create(request.run_dir)
     if job_dir.job.is_file() and not request.job.run_dir:
         raise ConfigError(f"the run directory {job_dir.path} is in use; name another --run-dir")
-    tasks = [job_dir.task(str(k)) for k in range(request.job.replicas)]
-    for one in tasks if request.job.replicas > 1 else [job_dir]:
-        JobDir.create(one.path)
-        _prepare(one, request)
+    _prepare(job_dir, request)
+    for number in range(request.job.replicas if request.job.replicas > 1 else 0):
+        task = JobDir.create(job_dir.task(str(number)).path)
+        if job_dir.api_key.is_file():  # one for all: clients may not know which one they reach
+            write_atomically(task.api_key, job_dir.api_key.read_text(encoding="utf-8"), mode=0o600)
+        _clear(task)
     job_dir.update_job(**_description(request, argv))
     job_id = chosen.submit(script, request.run_dir, replicas=request.job.replicas)
     job_dir.update_job(job_ids=[*job_dir.read_job().get("job_ids", []), job_id])
@@ -100,13 +111,15 @@ def submit(request: JobRequest, launcher: str, argv: Sequence[str] = ()) -> str:
 
 def _prepare(job_dir: JobDir, request: JobRequest) -> None:
     """A key for the clients; what an earlier job in the same folder said is taken away."""
-    from hpcserve.launcher.files import write_atomically
-
     key = request.settings["api_key"].value if "api_key" in request.settings else None
     if key:
         write_atomically(job_dir.api_key, f"{key}\n", mode=0o600)
     elif request.kind == "serve" and request.job.auth:
         job_dir.ensure_api_key()
+    _clear(job_dir)
+
+
+def _clear(job_dir: JobDir) -> None:
     for path in (job_dir.state, job_dir.endpoint, job_dir.control, job_dir.events):
         path.unlink(missing_ok=True)
 
@@ -153,6 +166,11 @@ def say_submitted(request: JobRequest, job_id: str) -> None:
     if request.kind == "batch":
         lines = [line for line in lines if "endpoint" not in line]
         lines = [line.replace("until it answers", "until it is done") for line in lines]
+        output = request.engine_words[request.engine_words.index("--output") + 1]
+        lines.append(f"  hpcserve batch status {shlex.quote(output)}   rows, speed, time left")
+    if request.kind == "serve" and request.job.replicas > 1:
+        lines = [line for line in lines if "endpoint" not in line]
+        lines.append(f"  hpcserve route {job_id}             one address in front of all")
     click.echo("\n".join(lines))
     if request.layout.warning:
         click.echo(f"note: {request.layout.warning}", err=True)

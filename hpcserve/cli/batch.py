@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import difflib
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +20,9 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.config.load import ENGINE_CONFIGS, Setting, build
 from hpcserve.errors import ConfigError
 from hpcserve.log import setup_logging
+
+if TYPE_CHECKING:
+    from hpcserve.batch.engine import Backend
 
 EXIT_FAILED_ROWS = 3
 SECTIONS: dict[str, Sequence[type[Any]]] = {
@@ -97,25 +103,27 @@ def command(
     settings = layered_settings(ctx, BATCH_CONFIGS, cluster, preset)
     batch = with_inputs(build(BatchConfig, settings), input_arguments)
     engine, defaults = engine_config(settings, None), build(RowDefaults, settings)
+    argv, seed = ctx.meta.get(_ARGV, ()), engine.scheduler.random_seed
+    backend = functools.lru_cache(functools.partial(_backend, engine))
+    begin = functools.partial(_begin_for_jobs, backend, batch, defaults, seed, argv)
     if launcher == "slurm" or (launcher == "auto" and _as_job(batch)):
-        _submit(ctx, batch, settings, engine)
+        _submit(ctx, batch, settings, engine, functools.partial(begin, elsewhere=True))
         return
     if engine.parallel.node_rank > 0:
         from hpcserve.engine.node_agent import run_agent
 
         ctx.exit(run_agent(engine))
     # Here and not above: `--help` and a mistake in the options must not wait for it.
-    from hpcserve.batch import client_engine
     from hpcserve.batch.run import run_batch
 
-    argv, seed = ctx.meta.get(_ARGV, ()), engine.scheduler.random_seed
     with ExitStack() as stack:
         if batch.jobs > 1:
             from hpcserve.batch.jobs import other_workers
 
-            batch = stack.enter_context(other_workers(argv, batch))
-        backend = client_engine.ClientBackend(engine)
-        report = run_batch(backend, batch, defaults, seed=seed, argv=argv)
+            batch = stack.enter_context(
+                other_workers(argv, batch, functools.partial(begin, elsewhere=False))
+            )
+        report = run_batch(backend(), batch, defaults, seed=seed, argv=argv)
     if report.num_failed and report.first_failure:
         line, message = report.first_failure
         click.secho(
@@ -136,14 +144,45 @@ def _as_job(batch: BatchConfig) -> bool:
     return not here and slurm_query.is_here()
 
 
+def _backend(engine: EngineConfig) -> Backend:
+    from hpcserve.batch import client_engine
+
+    return client_engine.ClientBackend(engine)
+
+
+def _begin_for_jobs(
+    backend: Callable[[], Backend],
+    batch: BatchConfig,
+    defaults: RowDefaults,
+    seed: int,
+    argv: Sequence[str],
+    *,
+    elsewhere: bool,
+) -> bool:
+    """The manifest, and starting over: once, where the jobs are started, by none of them.
+
+    Returns whether anything is left to do.
+    """
+    from hpcserve.batch.begin import begin_for_jobs
+
+    return begin_for_jobs(backend(), batch, defaults, seed=seed, argv=argv, elsewhere=elsewhere)
+
+
 def _submit(
-    ctx: click.Context, batch: BatchConfig, settings: Mapping[str, Setting], engine: EngineConfig
+    ctx: click.Context,
+    batch: BatchConfig,
+    settings: Mapping[str, Setting],
+    engine: EngineConfig,
+    begin: Callable[[], bool],
 ) -> None:
     from hpcserve.cli import _submission as submission
     from hpcserve.launcher.plan.check import refuse_what_cannot_fit
 
     request = submission.batch_request(ctx, batch, settings, engine)
     refuse_what_cannot_fit(request)
+    if not begin():
+        click.echo(f"the run for {batch.output} is complete: nothing to submit", err=True)
+        return
     submission.say_submitted(request, submission.submit(request, "slurm"))
 
 
@@ -155,8 +194,18 @@ def with_inputs(batch: BatchConfig, arguments: tuple[str, ...]) -> BatchConfig:
     if not arguments and not batch.inputs:
         raise ConfigError("no INPUT; say `hpcserve batch INPUT -o OUTPUT`")
     if not batch.output:
+        _refuse_misspelt_verb(arguments)
         raise ConfigError("no output; say `hpcserve batch INPUT -o OUTPUT`")
     return dataclasses.replace(batch, inputs=arguments or batch.inputs)
+
+
+def _refuse_misspelt_verb(arguments: tuple[str, ...]) -> None:
+    """`batch statsu out.jsonl` means no input called statsu."""
+    close = difflib.get_close_matches(arguments[0], batch_verbs.VERBS, n=1) if arguments else []
+    if close and not Path(arguments[0]).exists():
+        raise ConfigError(
+            f"there is no input file {arguments[0]}; did you mean `batch {close[0]}`?"
+        )
 
 
 command.verbs = batch_verbs.VERBS

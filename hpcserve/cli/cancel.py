@@ -13,5 +13,8 @@ def command(jobs: tuple[str, ...]) -> None:
     from hpcserve.launcher.resolve import find
 
     for ref in [find(job) for job in jobs]:
-        for job_id in cancel(ref):
+        cancelled = cancel(ref)
+        for job_id in cancelled:
             click.echo(f"cancelled {job_id}")
+        if not cancelled:
+            click.echo(f"job {ref.job_id} is over already", err=True)

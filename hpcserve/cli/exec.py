@@ -18,10 +18,11 @@ def command(job: str, rank: int | None, all_nodes: bool, words: tuple[str, ...])
     from hpcserve.errors import LauncherError, SlurmError
     from hpcserve.launcher.environment import without_slurm
     from hpcserve.launcher.local_job import is_local
+    from hpcserve.launcher.replicas import single
     from hpcserve.launcher.resolve import find
     from hpcserve.launcher.status import status
 
-    ref = find(job)
+    ref = single(find(job))
     one = status(ref)
     if one.state.over or not one.nodes:
         raise LauncherError(f"job {ref.job_id} is {one.state.value}: it has no nodes now")

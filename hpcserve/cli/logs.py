@@ -18,15 +18,19 @@ POLL_S = 0.3
 def command(job: str, follow: bool, rank: int | None, lines: int) -> None:
     """Print the logs of JOB (id, name, array task or run directory)."""
     from hpcserve.errors import LauncherError
+    from hpcserve.launcher.replicas import servers_of
     from hpcserve.launcher.resolve import find
-    from hpcserve.launcher.status import status
+    from hpcserve.launcher.status import statuses
 
     ref = find(job)
 
+    folders = [ref.job_dir, *ref.job_dir.tasks()]
+
     def paths() -> list[Path]:
         if rank is not None:
-            return [ref.job_dir.rank_log(rank)]
-        return [ref.job_dir.job_log, *sorted(ref.job_dir.logs.glob("rank-*.log"))]
+            return [one.rank_log(rank) for one in folders]
+        own = [[one.job_log, *sorted(one.logs.glob("rank-*.log"))] for one in folders]
+        return [path for paths in own for path in paths]
 
     if not follow and not any(path.exists() for path in paths()):
         raise LauncherError(f"job {ref.job_id} has written no such log yet ({paths()[0]})")
@@ -35,16 +39,25 @@ def command(job: str, follow: bool, rank: int | None, lines: int) -> None:
     over = False
     while True:
         for path in paths():
-            readers[path] = _print_from(path, readers.get(path), lines, several=rank is None)
+            prefix = _prefix(path, several=rank is None)
+            readers[path] = _print_from(path, readers.get(path), lines, prefix)
         if not follow or over:
             return
         if time.monotonic() > next_ask:
             next_ask = time.monotonic() + 5.0
-            over = status(ref).state.over
+            over = all(one.state.over for one in statuses(servers_of(ref)))
         time.sleep(POLL_S)
 
 
-def _print_from(path: Path, start: int | None, lines: int, *, several: bool) -> int:
+def _prefix(path: Path, *, several: bool) -> str:
+    """Which log a line is from: `rank-0 | `, and of an array's task `3 rank-0 | `."""
+    folder = path.parent.parent
+    words = [folder.name] if folder.parent.name == "tasks" else []
+    words += [path.stem] if several else []
+    return f"{' '.join(words)} | " if words else ""
+
+
+def _print_from(path: Path, start: int | None, lines: int, prefix: str) -> int:
     """Print what is new, whole lines only; returns where to go on."""
     try:
         content = path.read_bytes() if start is None else _rest(path, start)
@@ -54,7 +67,6 @@ def _print_from(path: Path, start: int | None, lines: int, *, several: bool) -> 
     text = content[:end].decode("utf-8", errors="replace").splitlines()
     if start is None:
         text = text[-lines:]
-    prefix = f"{path.stem} | " if several else ""
     for line in text:
         click.echo(prefix + line)
     return (start or 0) + end

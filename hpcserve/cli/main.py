@@ -44,6 +44,13 @@ class VerbGroup(click.Group):
             ctx.fail(_unknown_verb(args[0], self.list_commands(ctx)))
         return super().resolve_command(ctx, args)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The environment, which belongs to no single command."""
+        listed = [(variable.name, variable.help) for variable in envs.all_variables()]
+        any_option = ("HPCSERVE_<NAME>", "any option by its long name, as HPCSERVE_MAX_MODEL_LEN")
+        with formatter.section("Environment"):
+            formatter.write_dl([*listed, any_option])
+
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """click's own `main`, but for how an error is shown."""
         run: Callable[..., Any] = super().main

@@ -9,14 +9,17 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from hpcserve.config.declared import Declared, declared_in, parse
 from hpcserve.config.engine import EngineConfig
-from hpcserve.config.load import Declared, Setting, build_engine, declared_in, parse, resolve
+from hpcserve.config.load import Setting, build_engine, resolve
 from hpcserve.errors import ConfigError
 from hpcserve.log import get_logger
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _log = get_logger(__name__)
+#: Logs are read by more people than the key is meant for.
+_SECRETS = frozenset({"api_key"})
 
 
 class ConfigOption(click.Option):
@@ -78,7 +81,8 @@ def settings_of(ctx: click.Context, configs: Sequence[type[Any]]) -> dict[str, S
     settings = resolve(configs, given=given, file=ctx.params["config"])
     for name, setting in settings.items():
         if not setting.is_default:
-            _log.debug("option %s = %r (%s)", name, setting.value, setting.origin)
+            shown = "..." if name in _SECRETS else repr(setting.value)
+            _log.debug("option %s = %s (%s)", name, shown, setting.origin)
     return settings
 
 

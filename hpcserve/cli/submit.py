@@ -16,10 +16,10 @@ from hpcserve.config.server import ServerConfig
 @click.argument("model_argument", metavar="[MODEL]", required=False)
 @click.option(
     "--launcher",
-    type=click.Choice(LAUNCHERS),
+    type=click.Choice((*LAUNCHERS, "debug")),
     default="auto",
     envvar="HPCSERVE_LAUNCHER",
-    help="auto: SLURM where it is",
+    help="auto: SLURM where it is; local: this machine; debug: here, in the foreground",
 )
 @click.option("--json", "as_json", is_flag=True, help="print id and run directory as JSON")
 @click.option("--force", is_flag=True, help="submit even what does not seem to fit")
@@ -52,3 +52,7 @@ def command(
         print_json({"job_id": job_id, "run_dir": str(request.run_dir), "name": request.name})
     else:
         submission.say_submitted(request, job_id)
+    if launcher == "debug":
+        from hpcserve.launcher import debug
+
+        ctx.exit(debug.run(request.run_dir))

@@ -18,14 +18,21 @@ def command(job: str, login: str | None, port: int) -> None:
     from hpcserve.errors import LauncherError
     from hpcserve.launcher.files import read_json
     from hpcserve.launcher.network import url_host
+    from hpcserve.launcher.replicas import single
     from hpcserve.launcher.resolve import find
 
-    ref = find(job)
+    ref = single(find(job))
     record = read_json(ref.job_dir.endpoint)
     if record is None:
         raise LauncherError(f"job {ref.job_id} does not answer yet; try `hpcserve wait {job}`")
-    login = login or ref.job_dir.read_job().get("login_host") or socket.getfqdn()
+    login = login or ref.job_dir.read_job().get("login_host") or _own_name()
     forward = f"{port}:{url_host(record['address'])}:{record['port']}"
     words = ["ssh", "-N", "-L", forward, f"{getpass.getuser()}@{login}"]
     click.echo(" ".join(map(shlex.quote, words)))
     click.echo(f"then: export OPENAI_BASE_URL=http://localhost:{port}/v1", err=True)
+
+
+def _own_name() -> str:
+    """This machine's name as others may know it: /etc/hosts often says that it is localhost."""
+    name = socket.getfqdn()
+    return socket.gethostname() if name.startswith("localhost") else name

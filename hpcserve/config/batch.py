@@ -31,7 +31,11 @@ class BatchConfig:
         metavar="FILE",
     )
     fresh: bool = option(
-        False, "--fresh", "--overwrite", help="start over: forget finished rows, replace the output"
+        False,
+        "--fresh",
+        "--overwrite",
+        off_flags=("--no-fresh",),
+        help="start over: forget finished rows, replace the output",
     )
     input_format: str = option(
         "auto", "--input-format", help="format of the input, whatever its ending: jsonl, csv, ..."
@@ -94,13 +98,23 @@ class BatchConfig:
     drain_s: float = option(
         15.0, "--row-drain", help="seconds that rows in flight get after a signal to end"
     )
-    jobs: int = option(1, "--jobs", help="workers that share the rows, each with an engine")
+    jobs: int = option(
+        1,
+        "--jobs",
+        help="workers that share the rows, each with an engine; on SLURM a job array of so many",
+    )
     shard_rows: int = option(2048, "--shard-rows", help="rows that are committed together")
     max_rows_in_flight: int | None = option(
         None,
         "--max-inflight",
         "--max-rows-in-flight",
         help="rows given to the engine at a time; default: 4 times --max-running-requests",
+    )
+    prepare_processes: int | None = option(
+        None,
+        "--prepare-processes",
+        help="processes that parse, fill templates and tokenise ahead of the engine; 0: threads; "
+        "default: one for 4 cores, 4 at most, for files that are worth it",
     )
     log_interval_s: float = option(
         10.0, "--log-interval", help="seconds between lines of progress in a log"
@@ -119,6 +133,8 @@ class BatchConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
+        if self.prepare_processes is not None and self.prepare_processes < 0:
+            raise ConfigError(f"prepare_processes is {self.prepare_processes}; 0 is threads only")
         for name in ("retries", "deadline_margin_s", "drain_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it cannot be negative")

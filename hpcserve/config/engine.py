@@ -9,8 +9,9 @@ from typing import Any
 
 from hpcserve.config.backend import BackendConfig
 from hpcserve.config.cache import CacheConfig
+from hpcserve.config.declared import Declared, declared_in, parse
 from hpcserve.config.model import ModelConfig
-from hpcserve.config.option import keyword_names, off_names, options_of
+from hpcserve.config.option import options_of
 from hpcserve.config.parallel import ParallelConfig
 from hpcserve.config.scheduler import SchedulerConfig
 from hpcserve.errors import ConfigError
@@ -34,8 +35,8 @@ class EngineConfig:
     def from_options(cls, values: Mapping[str, Any]) -> EngineConfig:
         """Build from flat names, of either dialect: `{"model": ..., "tensor_parallel_size": 2}`.
 
-        Raises ConfigError for an unknown name (with the nearest one) and for one option given
-        under two names.
+        Text is read as the option's type. Raises ConfigError for an unknown name (with the nearest
+        one), for a value that does not fit, and for one option given under two names.
         """
         given: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
         for name, value in values.items():
@@ -71,26 +72,24 @@ PARTS: dict[str, type[Any]] = {
 }
 
 
-def option_names() -> dict[str, tuple[str, str]]:
-    """Every keyword an engine takes -> (part, field name)."""
-    found: dict[str, tuple[str, str]] = {}
-    for part, config in PARTS.items():
-        for declared, its_option in options_of(config):
-            for name in keyword_names(declared, its_option):
-                found[name] = (part, declared.name)
-    return found
-
-
 def _resolve(name: str, value: Any) -> tuple[str, str, Any]:
     """(part, field name, value) of a keyword in either dialect, off-names included."""
-    known = option_names()
-    if name in known:
-        return (*known[name], value)
+    known: list[str] = []
     for part, config in PARTS.items():
-        for declared, its_option in options_of(config):
-            if name in off_names(its_option):
-                return part, declared.name, not value
-    raise ConfigError(unknown_option(name, list(known)))
+        for declared in declared_in([config]):
+            if name in declared.keywords:
+                return part, declared.name, _fitting(declared, name, value)
+            if name in declared.off_keywords:
+                return part, declared.name, not _fitting(declared, name, value)
+            known += declared.keywords
+    raise ConfigError(unknown_option(name, known))
+
+
+def _fitting(declared: Declared, name: str, value: Any) -> Any:
+    try:
+        return parse(declared, value)
+    except ValueError as error:
+        raise ConfigError(f"option {name}: {error}") from None
 
 
 def unknown_option(name: str, known: list[str]) -> str:

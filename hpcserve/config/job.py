@@ -48,7 +48,7 @@ class JobConfig:
         None, "--engine-command", help="start this instead of `hpcserve serve`", metavar="COMMAND"
     )
 
-    template: str | None = option(
+    sbatch_template: str | None = option(
         None, "--sbatch-template", help="batch script template instead of the one in sbatch/"
     )
 
@@ -62,5 +62,5 @@ class JobConfig:
         if self.max_restarts < 0:
             raise ConfigError(f"max_restarts is {self.max_restarts}; it cannot be negative")
         for name in ("ready_timeout_s", "job_drain_s", "rank_timeout_s"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")

@@ -8,9 +8,10 @@ from typing import Any
 
 from hpcserve.config.batch import BatchConfig, RowDefaults
 from hpcserve.config.cluster import ClusterConfig
+from hpcserve.config.declared import convert, declared_in
 from hpcserve.config.engine import PARTS
 from hpcserve.config.job import JobConfig
-from hpcserve.config.load import Setting, convert, declared_in, resolve
+from hpcserve.config.load import Setting, resolve
 from hpcserve.config.server import ServerConfig
 from hpcserve.config.slurm import SBATCH_VARIABLES, SlurmConfig
 

@@ -6,25 +6,22 @@ Each setting remembers its origin, so that an error about its value can say wher
 from __future__ import annotations
 
 import os
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
 import yaml
 
+from hpcserve.config.declared import Declared, convert, declared_in
 from hpcserve.config.engine import PARTS, EngineConfig, unknown_option
-from hpcserve.config.option import Option, keyword_names, options_of
+from hpcserve.config.option import options_of
 from hpcserve.errors import ConfigError
 
 T = TypeVar("T")
 
 #: The configs that make up an EngineConfig.
 ENGINE_CONFIGS: tuple[type[Any], ...] = tuple(PARTS.values())
-
-ENVIRONMENT_PREFIX = "HPCSERVE_"
 
 
 @dataclass(frozen=True)
@@ -39,61 +36,6 @@ class Setting:
         return self.origin == "default"
 
 
-@dataclass(frozen=True)
-class Declared:
-    """One option of one config: `name` is its field, `type` its Python type."""
-
-    name: str
-    type: Any
-    default: Any
-    option: Option
-    keywords: tuple[str, ...]
-
-    @property
-    def off_keywords(self) -> tuple[str, ...]:
-        """Names that mean the opposite, such as disable_radix_cache."""
-        return tuple(_keyword(flag) for flag in self.option.off_flags)
-
-    @property
-    def is_list(self) -> bool:
-        return typing.get_origin(self.type) is tuple
-
-    @property
-    def plain_type(self) -> Any:
-        """Without None: `int | None` is int."""
-        return next((t for t in typing.get_args(self.type) if t is not type(None)), self.type)
-
-    @property
-    def variable(self) -> str:
-        return ENVIRONMENT_PREFIX + self.name.upper()
-
-
-def declared_in(configs: Sequence[type[Any]]) -> Iterator[Declared]:
-    """Every option of these dataclasses, in order."""
-    for config in configs:
-        if config not in _DECLARED:
-            _DECLARED[config] = _read_declarations(config)
-        yield from _DECLARED[config]
-
-
-#: Reading the types of a dataclass takes a while, and several commands share them.
-_DECLARED: dict[type[Any], tuple[Declared, ...]] = {}
-
-
-def _read_declarations(config: type[Any]) -> tuple[Declared, ...]:
-    types = typing.get_type_hints(config)
-    return tuple(
-        Declared(
-            field.name,
-            types[field.name],
-            field.default,
-            its_option,
-            tuple(keyword_names(field, its_option)),
-        )
-        for field, its_option in options_of(config)
-    )
-
-
 def resolve(
     configs: Sequence[type[Any]],
     *,
@@ -104,6 +46,7 @@ def resolve(
     """Field name -> Setting, for every option of `configs`.
 
     given: what the command line set, by field name.
+    environ: HPCSERVE_<NAME> for any long name of an option; an empty one counts as not set.
     file: a YAML mapping of options, by any of their names in either dialect, with - or _.
     Raises ConfigError for an unknown key, a value of the wrong type, or an unreadable file.
     """
@@ -114,10 +57,8 @@ def resolve(
     for declared in options:
         if declared.name in given:
             settings[declared.name] = Setting(given[declared.name], "command line")
-        elif environ.get(declared.variable):
-            origin = f"environment variable {declared.variable}"
-            value = convert(declared, environ[declared.variable], origin)
-            settings[declared.name] = Setting(value, origin)
+        elif (found := _from_environment(declared, environ)) is not None:
+            settings[declared.name] = found
         elif declared.name in from_file:
             settings[declared.name] = from_file[declared.name]
         else:
@@ -141,34 +82,18 @@ def build_engine(settings: Mapping[str, Setting]) -> EngineConfig:
     return EngineConfig(**{part: build(config, settings) for part, config in PARTS.items()})
 
 
-def convert(declared: Declared, value: Any, origin: str) -> Any:
-    """`value` as the option's type; a ConfigError about it names the option and the origin."""
-    try:
-        return parse(declared, value)
-    except ValueError as error:
-        raise ConfigError(f"{declared.name} ({origin}): {error}") from None
-
-
-def parse(declared: Declared, value: Any) -> Any:
-    """`value` as the option's type, parsed where it is text; else ValueError says what fits."""
-    if declared.is_list and isinstance(value, str):
-        value = [value]
-    try:
-        parsed = msgspec.convert(value, declared.type, strict=not isinstance(value, str))
-    except msgspec.ValidationError:
-        raise ValueError(f"expected {_describe(declared)}, not {value!r}") from None
-    choices = declared.option.choices
-    if choices and parsed not in choices:
-        raise ValueError(f"{value!r} is not one of {', '.join(map(str, choices))}")
-    return parsed
-
-
-def _describe(declared: Declared) -> str:
-    """What a user calls its type: `int | None` is a whole number."""
-    if declared.is_list:
-        return "a list of texts"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names[declared.plain_type]
+def _from_environment(declared: Declared, environ: Mapping[str, str]) -> Setting | None:
+    found: Setting | None = None
+    for variable, is_opposite in declared.variables.items():
+        if not environ.get(variable):
+            continue
+        origin = f"environment variable {variable}"
+        value = convert(declared, environ[variable], origin)
+        one = Setting(not value if is_opposite else value, origin)
+        if found is not None and found.value != one.value:
+            raise ConfigError(f"{declared.name}: {found.origin} and {one.origin} differ")
+        found = found or one
+    return found
 
 
 def _read_file(path: Path, options: Sequence[Declared]) -> dict[str, Setting]:
@@ -190,7 +115,7 @@ def _from_file(
     off = {name: declared for declared in options for name in declared.off_keywords}
     found: dict[str, Setting] = {}
     for key, value in content.items():
-        name = _keyword(str(key))
+        name = str(key).lstrip("-").replace("-", "_")
         declared = on.get(name) or off.get(name)
         if declared is None:
             raise ConfigError(f"{path}: {unknown_option(str(key), [*on, *off])}")
@@ -201,10 +126,6 @@ def _from_file(
             raise ConfigError(f"{path} gives {declared.name} twice, with different values")
         found[declared.name] = Setting(converted, str(path))
     return found
-
-
-def _keyword(flag: str) -> str:
-    return flag.lstrip("-").replace("-", "_")
 
 
 def _origins(message: str, names: Sequence[str], settings: Mapping[str, Setting]) -> str:

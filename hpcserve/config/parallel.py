@@ -64,7 +64,7 @@ class ParallelConfig:
         for name in ("tp_size", "pp_size", "dp_size", "ep_size", "nnodes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.watchdog_timeout <= 0:
+        if not self.watchdog_timeout > 0:
             raise ConfigError(f"watchdog_timeout is {self.watchdog_timeout}; more than 0 s")
         self._check_experts()
         self._check_nodes()

@@ -56,7 +56,7 @@ class SchedulerConfig:
         for name in ("max_running_requests", "chunked_prefill_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.target_itl is not None and self.target_itl <= 0:
+        if self.target_itl is not None and not self.target_itl > 0:
             raise ConfigError(f"target_itl is {self.target_itl}; it must be more than 0 ms")
         if self.max_queued_requests is not None and self.max_queued_requests < 1:
             raise ConfigError(f"max_queued_requests is {self.max_queued_requests}; at least 1")

@@ -16,7 +16,9 @@ class ServerConfig:
         None, "--api-key", help="key that clients must send; better set HPCSERVE_API_KEY"
     )
     served_model_name: str | None = option(
-        None, "--served-model-name", help="the name clients use; default: the model's folder name"
+        None,
+        "--served-model-name",
+        help="the name clients use; default: the model's folder or hub name",
     )
     api_workers: int = option(
         1,
@@ -31,3 +33,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if self.api_workers < 1:
             raise ConfigError(f"api_workers is {self.api_workers}; it must be at least 1")
+        # The resolver takes a port modulo 65,536 without a word.
+        if not 0 <= self.port < 65536:
+            raise ConfigError(f"port is {self.port}; it must be from 0 to 65535")
+        if not self.drain_timeout_s >= 0:
+            raise ConfigError(f"drain_timeout_s is {self.drain_timeout_s}; it cannot be negative")

@@ -48,14 +48,14 @@ def choose_attention(
     for candidate in PREFERENCE:
         if candidate not in present:
             continue
-        if candidate == "flashinfer" and (lacks := _uncompiled(device, head_dim, dtype)):
-            _log.info(
-                "attention backend flashinfer is left out: %d of its modules for this model are not "
-                "compiled, which takes minutes; `hpcserve kernels build` does it ahead",
-                len(lacks),
-            )
-            continue
         try:
+            if candidate == "flashinfer" and (lacks := _uncompiled(device, head_dim, dtype)):
+                _log.info(
+                    "attention backend flashinfer is left out: %d of its modules for this model "
+                    "are not compiled, which takes minutes; `hpcserve kernels build` does it ahead",
+                    len(lacks),
+                )
+                continue
             found = _load(candidate)
         except _LOAD_ERRORS as error:
             # On a CPU nobody misses it.

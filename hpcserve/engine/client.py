@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from hpcserve.config.engine import EngineConfig
@@ -20,6 +20,7 @@ from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.open_request import OpenRequest
 from hpcserve.engine.output_processor import OutputProcessor
+from hpcserve.engine.pace import Pace
 from hpcserve.engine.prompt_check import checked_prompt
 from hpcserve.engine.replica import Replica
 from hpcserve.engine.replica_set import ReplicaEvents, ReplicaSet
@@ -55,7 +56,7 @@ __all__ = ["CORE_MODULE", "EngineClient", "RequestStream"]
 _PROFILE_TIMEOUT_S = 600.0
 
 
-class EngineClient:
+class EngineClient(AbstractAsyncContextManager["EngineClient"]):
     """Made by `start` (a core of its own) or `connect` (a core that runs)."""
 
     def __init__(
@@ -192,6 +193,11 @@ class EngineClient:
     def num_open(self) -> int:
         """Requests that have not ended."""
         return len(self._streams)
+
+    @property
+    def pace(self) -> Pace:
+        """How fast answers are made."""
+        return self._processor.pace
 
     async def drain(self, timeout_s: float) -> int:
         """Take no more requests and let the running ones end; abort those that take longer.
@@ -344,8 +350,6 @@ class EngineClient:
         self._replicas.check_alive()
         return await self._calls.ask(self._replicas.members, kind, argument, timeout_s=timeout_s)
 
-    # ------------------------------------------------------------ inside
-
     def _on_message(
         self, replica: Replica, message: EngineCoreOutputs | RequestFailed | ControlReply
     ) -> None:
@@ -391,9 +395,6 @@ class EngineClient:
             self._processor.close(stream.request, EngineDeadError(str(error)))
         self._forget_finished()
         self._calls.fail(error)
-
-    async def __aenter__(self) -> EngineClient:
-        return self
 
     async def __aexit__(self, *_: Any) -> None:
         await self.close()

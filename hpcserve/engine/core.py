@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 import time
 from collections import deque
@@ -205,9 +204,6 @@ def run_core(config: EngineConfig, endpoint: str) -> None:
     endpoint: as `Endpoint.parse` takes it.
     """
     channel = CoreChannel(endpoint)
-    # Ctrl-C reaches the whole process group; the frontend drains first and then tells us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _raise_exit)
     executor: Executor | None = None
     try:
         executor = make_executor(config, folder_of(endpoint))
@@ -222,10 +218,6 @@ def run_core(config: EngineConfig, endpoint: str) -> None:
         channel.broadcast(EngineDead("core", f"{type(error).__name__}: {error}"))
         _last_words(executor, error)
         sys.exit(1)
-    except SystemExit:  # SIGTERM
-        if executor is not None:
-            executor.shutdown()
-        raise
     else:
         executor.shutdown()
     finally:
@@ -248,7 +240,3 @@ def make_executor(config: EngineConfig, folder: Path | None = None) -> Executor:
     from hpcserve.engine.executor_inproc import InprocExecutor
 
     return InprocExecutor(config)
-
-
-def _raise_exit(signum: int, frame: object) -> None:
-    raise SystemExit(128 + signum)

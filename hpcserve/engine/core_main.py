@@ -32,6 +32,7 @@ def run_order(run: Callable[[EngineConfig, str], None]) -> None:
     """
     setup_logging(role="core")
     parent = os.getppid()
+    lifeline.leave_signals_to_parent()
     line = sys.stdin.buffer.readline()
     if not line:
         sys.exit("no order came: this program is started by hpcserve itself")

@@ -19,6 +19,14 @@ def end_with_parent_thread() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def leave_signals_to_parent() -> None:
+    """Ctrl-C and SIGTERM are not for us, even where they reach us: SLURM may send them to every
+    process of a job. The server drains first, and then tells its engine to end.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def hold(parent: int) -> None:
     """End this process at once when `parent` is gone, or closes our standard input.
 

@@ -37,7 +37,7 @@ def run_agent(config: EngineConfig, *, module: str = CORE_MODULE) -> int:
     """Serve node 0 until it ends; returns the exit code."""
     agent = _Agent(with_model_folder(config), module)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: agent.stop())
+        signal.signal(number, lambda number, _: agent.on_signal(number))
     try:
         return agent.run()
     finally:
@@ -51,6 +51,7 @@ class _Agent:
         self._workers: dict[int, WorkerProcess] = {}
         self._cores: dict[int, CoreProcess] = {}
         self._stopping = threading.Event()
+        self._has_sigterm = False
         parallel = config.parallel
         hello = {
             "kind": "hello",
@@ -63,8 +64,12 @@ class _Agent:
         )
         logger.info("node %d joined %s", parallel.node_rank, parallel.dist_init_addr)
 
-    def stop(self) -> None:
-        self._stopping.set()
+    def on_signal(self, number: int) -> None:
+        """Ctrl-C ends this node. SIGTERM, which SLURM may send to every process of a job, leaves
+        it to node 0, which drains; a second one ends it."""
+        if number == signal.SIGINT or self._has_sigterm:
+            self._stopping.set()
+        self._has_sigterm = True
 
     def run(self) -> int:
         """Exit code: 0 where it was told to end, 1 where node 0 is gone."""

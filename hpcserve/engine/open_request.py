@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from hpcserve.engine.answer import Answer
 from hpcserve.errors import HpcserveError
-from hpcserve.ipc.messages import Int32Array
+from hpcserve.ipc.messages import Int32Array, TokenLogprobs
 from hpcserve.outputs import RequestOutput, TokenLogprob
 from hpcserve.sampling_params import SamplingParams
 from hpcserve.tokenizer.tokenizer import Tokenizer
@@ -46,6 +46,7 @@ class OpenRequest:
         #: Whether the reader was told of news that it has not taken.
         self.notified = False
         self._exhausted = False
+        self._has_prompt_logprobs = False
         self._is_text = streams and params.n == 1 and params.logprobs is None
 
     @property
@@ -91,6 +92,16 @@ class OpenRequest:
         self.notified = False
         return self.answers[0].take_text()
 
+    def add_prompt_logprobs(self, entries: list[TokenLogprobs]) -> None:
+        """Every answer brings the same: those that come first count."""
+        if not self._has_prompt_logprobs:
+            self._has_prompt_logprobs = True
+            ids = self.prompt_token_ids[1:]
+            self.prompt_logprobs = [
+                token_logprob(int(token_id), entry)
+                for token_id, entry in zip(ids, entries, strict=True)
+            ]
+
     def tell(self) -> None:
         if not self.notified:
             self.notified = True
@@ -106,6 +117,11 @@ class OpenRequest:
     def _take_prompt_logprobs(self) -> list[TokenLogprob] | None:
         found, self.prompt_logprobs = self.prompt_logprobs, None
         return found
+
+
+def token_logprob(token_id: int, entry: TokenLogprobs) -> TokenLogprob:
+    top = list(zip(entry.top_token_ids, entry.top_logprobs, strict=True))
+    return TokenLogprob(token_id, entry.logprob, top)
 
 
 def _ignore() -> None:

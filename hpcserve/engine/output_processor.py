@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 
 from hpcserve.engine.answer import Answer
-from hpcserve.engine.open_request import OpenRequest
+from hpcserve.engine.open_request import OpenRequest, token_logprob
+from hpcserve.engine.pace import Pace
 from hpcserve.errors import HpcserveError
 from hpcserve.ipc.messages import EngineCoreOutputs, FinishedRequest, TokenLogprobs
-from hpcserve.outputs import TokenLogprob
 
 
 class OutputProcessor:
@@ -22,6 +22,7 @@ class OutputProcessor:
         self._answers: dict[int, Answer] = {}
         self._next_id = 0
         self._finished: list[str] = []
+        self.pace = Pace()
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -117,6 +118,8 @@ class OutputProcessor:
     def _answer_ended(self, answer: Answer, now_s: float) -> None:
         request = answer.request
         request.answer_ended(now_s)
+        if answer.finish_reason != "abort":
+            self.pace.add(now_s - request.arrival_s, len(answer.token_ids))
         if request.num_open == 0:
             self._finished.append(request.name)
 
@@ -126,10 +129,10 @@ class OutputProcessor:
         for request_id, token_id, entry in zip(request_ids, token_ids, logprobs, strict=True):
             answer = self._answers.get(request_id)
             if entry is not None and answer is not None and answer.logprobs is not None:
-                answer.logprobs.append(_logprob(token_id, entry))
+                answer.logprobs.append(token_logprob(token_id, entry))
 
     def _add_prompt_facts(self, message: EngineCoreOutputs) -> None:
-        """What is known once per request; every answer brings the same, the first one counts."""
+        """What is known once per request."""
         for request_id, num_cached_tokens in message.num_cached_tokens or ():
             answer = self._answers.get(request_id)
             if answer is not None and answer.index == 0:
@@ -140,14 +143,5 @@ class OutputProcessor:
                 answer.request.num_cached_tokens = finished.num_cached_tokens
         for request_id, entries in message.prompt_logprobs or ():
             answer = self._answers.get(request_id)
-            if answer is not None and answer.index == 0:
-                ids = answer.request.prompt_token_ids[1:]
-                answer.request.prompt_logprobs = [
-                    _logprob(int(token_id), entry)
-                    for token_id, entry in zip(ids, entries, strict=True)
-                ]
-
-
-def _logprob(token_id: int, entry: TokenLogprobs) -> TokenLogprob:
-    top = list(zip(entry.top_token_ids, entry.top_logprobs, strict=True))
-    return TokenLogprob(token_id, entry.logprob, top)
+            if answer is not None:
+                answer.request.add_prompt_logprobs(entries)

@@ -40,7 +40,7 @@ class StepProfiler:
     def stop(self) -> Path:
         """Write the trace (for chrome://tracing and Perfetto) and return its path.
 
-        Raises EngineError where none is being taken.
+        Raises EngineError where none is being taken, or the trace cannot be written.
         """
         if self._running is None:
             raise EngineError("no profile is being taken")
@@ -48,5 +48,8 @@ class StepProfiler:
         profile.stop()
         moment = time.strftime("%Y%m%d-%H%M%S")
         path = folder / f"hpcserve-{moment}-{os.getpid()}.trace.json.gz"
-        profile.export_chrome_trace(str(path))
+        try:
+            profile.export_chrome_trace(str(path))
+        except (OSError, RuntimeError) as error:  # a full disk is no reason to end the engine
+            raise EngineError(f"cannot write {path}: {error}") from error
         return path

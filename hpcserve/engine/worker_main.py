@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -69,8 +68,7 @@ class Progress:
 def main() -> None:
     parent = os.getppid()
     lifeline.end_with_parent_thread()
-    # Ctrl-C and SIGTERM are the core's business; it tells us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lifeline.leave_signals_to_parent()
     line = sys.stdin.buffer.readline()
     if not line:
         sys.exit("no order came: this program is started by hpcserve itself")

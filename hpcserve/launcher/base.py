@@ -12,6 +12,7 @@ class JobState(str, Enum):
     """The life of a job, as `hpcserve status` says it.
 
     pending: in the queue.  starting: nodes come up.  loading: the engine loads.  ready: it answers.
+    running: a batch run has its nodes.
     draining: no new work, what runs is finished.  finished: it ended as it should.  dead: it did
     not, and `cause` says why.  unknown: nobody can tell right now (SLURM does not answer).
     """
@@ -20,6 +21,7 @@ class JobState(str, Enum):
     STARTING = "starting"
     LOADING = "loading"
     READY = "ready"
+    RUNNING = "running"
     DRAINING = "draining"
     FINISHED = "finished"
     DEAD = "dead"

@@ -82,7 +82,7 @@ def from_logs(lines: Iterable[str], exit_code: int | None = None) -> Cause:
     useful = [line for line in kept if not _NOISE.search(line) and not _CANCELLED.search(line)]
     errors = [line for line in useful if _ERROR.search(line)]
     if errors:
-        return Cause(CRASHED, errors[-1][:500])
+        return Cause(CRASHED, errors[-1].removeprefix("error: ")[:500])
     ended = _how_it_ended(exit_code)
     last = f"; last line: {useful[-1][:400]}" if useful else "; the log is empty"
     return Cause(CRASHED, ended + last)

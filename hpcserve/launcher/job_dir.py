@@ -8,6 +8,7 @@ endpoint.json    where the server answers
 events.jsonl     every change of state, over all runs of the job
 control.json     what the supervisor asks of the nodes: to drain
 rendezvous.json  the head's address and port, published once the port is bound
+deadline.json    when SLURM ends the job; servers refuse what would take longer
 server.json      host and port of the HTTP server, published once they are bound
 nodes/rank-R.json   who runs there, and its heartbeat
 logs/job.log     the batch script's output;  logs/rank-R.log  each node's
@@ -88,6 +89,10 @@ class JobDir:
     @property
     def server(self) -> Path:
         return self.path / "server.json"
+
+    @property
+    def deadline(self) -> Path:
+        return self.path / "deadline.json"
 
     @property
     def nodes(self) -> Path:

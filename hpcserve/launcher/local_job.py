@@ -1,4 +1,4 @@
-"""A job of this machine, seen from outside: its id is that of submitit's controller process."""
+"""A job of this machine, seen from outside: its id is that of the process that looks after it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ def is_local(job_id: str) -> bool:
 
 
 def controller(job_id: str) -> psutil.Process | None:
-    """The job's controller, if it runs: a process with its id may long be somebody else's."""
+    """submitit's controller of the job, or `hpcserve submit --launcher debug`, if it runs.
+
+    A process with its id may long be somebody else's.
+    """
     try:
         process = psutil.Process(int(job_id.removeprefix(PREFIX)))
-        return process if "submitit.local._local" in process.cmdline() else None
+        words = process.cmdline()
+        is_debug = "submit" in words and any("hpcserve" in word for word in words)
+        return process if is_debug or "submitit.local._local" in words else None
     except (psutil.NoSuchProcess, psutil.AccessDenied, ValueError):
         return None
 

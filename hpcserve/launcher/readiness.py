@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from hpcserve.launcher.network import url_host
+from hpcserve.log import get_logger
+
+log = get_logger(__name__)
+
+_PAUSE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,34 @@ class Server:
     @property
     def url(self) -> str:
         return f"http://{url_host(self.host)}:{self.port}"
+
+
+class Probe:
+    """Asks a server whether it is ready, in a thread of its own.
+
+    A server that loads takes connections and lets them wait, and a first token can take a minute
+    of compiling; the supervisor has signals to obey meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._found = False
+
+    def is_ready(self, server: Server) -> bool:
+        """Whether it was found ready; asks anew where the last question has its answer."""
+        if not self._found and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._ask, args=(server,), daemon=True)
+            self._thread.start()
+        return self._found
+
+    def _ask(self, server: Server) -> None:
+        if is_healthy(server):
+            problem = makes_tokens(server)
+            self._found = problem is None
+            if problem:
+                log.warning("the server is up, but makes no token yet: %s", problem)
+        if not self._found:
+            time.sleep(_PAUSE_S)
 
 
 def is_healthy(server: Server, timeout_s: float = 5.0) -> bool:

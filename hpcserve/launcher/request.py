@@ -156,9 +156,14 @@ def batch_words(
     kept = {
         name: one.value
         for name, one in settings.items()
-        if not one.is_default and name not in ("input", "inputs", "output", "model")
+        if not one.is_default and name not in _SAID_OTHERWISE
     }
+    if kept.get("prompt_template"):
+        kept["prompt_template"] = str(Path(kept["prompt_template"]).expanduser().absolute())
     words = [*inputs, "--output", output, "--launcher", "local"]
+    # Said, since variables and files of the user reach the nodes too.
+    words += [] if settings["jobs"].is_default else ["--jobs", "1"]
+    words += [] if settings["fresh"].is_default else ["--no-fresh"]
     words += ["--model", model] if model else []
     if settings["drain_s"].is_default:
         # What the job's drain leaves, less the time to write and to end the engine.
@@ -167,6 +172,21 @@ def batch_words(
     return (*words, *option_words(kept, (BatchConfig, RowDefaults, *PARTS.values())))
 
 
+def with_workers(settings: Mapping[str, Setting]) -> Mapping[str, Setting]:
+    """Workers of a batch run are the tasks of a job array: `--jobs` says how many.
+
+    Raises ConfigError where `--replicas` says something else.
+    """
+    jobs, replicas = settings["jobs"], settings["replicas"]
+    if jobs.is_default:
+        return settings
+    if not replicas.is_default and replicas.value != jobs.value:
+        raise ConfigError(f"--jobs {jobs.value} and --replicas {replicas.value} mean the same")
+    return {**settings, "replicas": jobs}
+
+
+#: Starting over was done at submission: a job that is started again must not do it.
+_SAID_OTHERWISE = ("input", "inputs", "output", "model", "jobs", "fresh")
 #: Of a job's drain, for a batch run's own end.
 _BATCH_END_S = 10.0
 _SET_BY_THE_JOB = ("api_key", "model", "host", "port", "drain_timeout_s")

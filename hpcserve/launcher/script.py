@@ -33,11 +33,13 @@ class Line:
     origin: str
 
 
-def render_script(request: JobRequest, *, local: bool = False) -> str:
+def render_script(request: JobRequest, *, launcher: str = "slurm") -> str:
     """The batch script, whole. The same request gives the same text.
 
-    local: for this machine, without SLURM; nothing but `srun` and the `#SBATCH` lines differ.
+    launcher: local and debug are for this machine, without SLURM; nothing but `srun`, the `#SBATCH`
+    lines and where the words go differs.
     """
+    local = launcher != "slurm"
     runtime = runtimes.choose(request.cluster.container_runtime, request.cluster.container)
     pairs = [pair.partition("=") for pair in request.cluster.env]
     variables = [Variable(name, value, "--env") for name, _, value in pairs]
@@ -61,7 +63,7 @@ def render_script(request: JobRequest, *, local: bool = False) -> str:
         "state_dir": str(envs.HPCSERVE_STATE_DIR.get()),
         "is_array": request.job.replicas > 1,
         "modules": request.cluster.module,
-        "setup": [*(_local_lines() if local else []), *request.cluster.setup],
+        "setup": [*(_local_lines(launcher) if local else []), *request.cluster.setup],
         "variables": variables,
         "defaults": defaults,
         "runtime": runtime.name,
@@ -71,7 +73,7 @@ def render_script(request: JobRequest, *, local: bool = False) -> str:
         "node": _node_words(request, in_container=runtime.name != "none"),
         "supervisor": _supervisor_words(request),
     }
-    custom = Path(request.job.template) if request.job.template else None
+    custom = Path(request.job.sbatch_template) if request.job.sbatch_template else None
     return render(f"{request.kind}.sbatch.j2", values, custom)
 
 
@@ -91,8 +93,23 @@ def _title(request: JobRequest) -> str:
 def _notes(request: JobRequest) -> list[str]:
     layout = request.layout
     logs = quote(str(request.job_dir.logs))
-    notes = [f"Before it is submitted by hand: mkdir -p -m 700 {logs}"]
+    left = [f"--{name.replace('_', '-')}" for name in _USUAL if not _is_asked_for(request, name)]
+    notes = [f"Left to the site's defaults: {', '.join(left)}"] if left else []
+    if request.job.replicas > 1:
+        logs = f"{quote(str(request.run_dir))}/tasks/{{0..{request.job.replicas - 1}}}/logs"
+    notes.append(f"Before it is submitted by hand: mkdir -p -m 700 {logs}")
     return [*notes, layout.warning] if layout.warning else notes
+
+
+#: What most jobs at most sites say.
+_USUAL = ("account", "partition", "time", "cpus_per_task", "mem")
+
+
+def _is_asked_for(request: JobRequest, name: str) -> bool:
+    extra = {one.lstrip("-").partition("=")[0] for one in request.slurm.sbatch}
+    whole_nodes = name in ("mem", "cpus_per_task") and bool(request.slurm.exclusive)
+    given = getattr(request.slurm, name) is not None
+    return given or whole_nodes or name.replace("_", "-") in extra
 
 
 # ---------------------------------------------------------------- #SBATCH
@@ -118,7 +135,8 @@ def directives(request: JobRequest) -> list[Line]:
         Line("--open-mode=append", "a requeued job keeps its log"),
     ]
     if request.job.replicas > 1:
-        lines.append(Line(f"--array=0-{request.job.replicas - 1}", "--replicas"))
+        why = "--replicas" if request.kind == "serve" else "--jobs: one worker each"
+        lines.append(Line(f"--array=0-{request.job.replicas - 1}", why))
     return lines + [
         Line(_extra(key), request.settings["sbatch"].origin) for key in request.slurm.sbatch
     ]
@@ -182,14 +200,13 @@ def _srun_words(request: JobRequest) -> list[str]:
     return words
 
 
-def _local_lines() -> list[str]:
+def _local_lines(launcher: str) -> list[str]:
     """submitit's controller hides all GPUs from a job that asks for none: show them again."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = f"export CUDA_VISIBLE_DEVICES={quote(visible)}" if visible is not None else None
-    return [
-        gpus or "unset CUDA_VISIBLE_DEVICES",
-        'exec >>"$HPCSERVE_RUN_DIR/logs/job.log" 2>&1',
-    ]
+    log = '"$HPCSERVE_RUN_DIR/logs/job.log"'
+    words = f"exec > >(tee -ia {log}) 2>&1" if launcher == "debug" else f"exec >>{log} 2>&1"
+    return [gpus or "unset CUDA_VISIBLE_DEVICES", words]
 
 
 def _node_words(request: JobRequest, *, in_container: bool) -> list[list[str]]:

@@ -79,7 +79,7 @@ def _has_spoken(ref: JobRef) -> bool:
 
 def _status(ref: JobRef, known: Mapping[str, SlurmJobInfo] | None) -> JobStatus:
     info = _info(ref.job_id, known)
-    said = read_json(ref.job_dir.state) or {}
+    said = read_json(ref.job_dir.state) or _said_by_workers(ref)
     if said.get("job_id", ref.job_id) != ref.job_id:
         said = {}  # the word of the job before it: this one has not started
     endpoint = read_json(ref.job_dir.endpoint) or {}
@@ -111,6 +111,20 @@ def _latest(ref: JobRef) -> JobRef:
     if ref.job_id in ids and said in ids and ids.index(said) > ids.index(ref.job_id):
         return JobRef(said, ref.job_dir, ref.name)
     return ref
+
+
+def _said_by_workers(ref: JobRef) -> dict[str, Any]:
+    """The word of a batch run's job array: a task finishes when every row is finished, whatever
+    became of the others; and the array is dead when all of them are."""
+    if ref.job_dir.read_job().get("kind") != "batch":
+        return {}
+    tasks = ref.job_dir.tasks()
+    words = [word for task in tasks if (word := read_json(task.state))]
+    finished = [word for word in words if word["state"] == JobState.FINISHED]
+    ended = [word for word in words if JobState(word["state"]).over]
+    if finished or (ended and len(ended) == len(tasks)):
+        return {**(finished or ended)[0], "job_id": ref.job_id}
+    return {}
 
 
 def _info(job_id: str, known: Mapping[str, SlurmJobInfo] | None) -> SlurmJobInfo | None:

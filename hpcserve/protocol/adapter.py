@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -70,13 +70,16 @@ def chat_input(
 ) -> EngineInput:
     """defaults: sampling fields of the model's own.  Raises InvalidParameterError."""
     body.check()
-    variables: dict[str, Any] = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
-    for name in ("messages", "tools", "add_generation_prompt"):
-        if name in variables:
-            raise InvalidParameterError("chat_template_kwargs", f"{name} has a field of its own")
-    text = tokenizer.chat_template.render(body.messages, tools=body.offered_tools, **variables)
+    variables = template_variables(body.chat_template_kwargs)
+    for name in ("reasoning_effort", "documents"):
+        if (value := getattr(body, name)) is not None:
+            variables.setdefault(name, value)
+    text = tokenizer.chat_template.render(
+        body.messages,
+        tools=body.offered_tools,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        **variables,
+    )
     forced = body.forced_call
     params = sampling_params(
         body,
@@ -95,8 +98,16 @@ def chat_input(
         if inside or body.separate_reasoning:
             found = after_thinking(params.grammar, inside=inside)
             params = msgspec.structs.replace(params, grammar=found)
-    ids = tokenizer.encode(text, add_special_tokens=False)
+    ids = tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
     return EngineInput(ids, params, body.priority or 0, body.rid, text)
+
+
+def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
+    """`chat_template_kwargs`, without what has a field of its own. Raises InvalidParameterError."""
+    for name in ("messages", "tools", "add_generation_prompt"):
+        if name in (given or {}):
+            raise InvalidParameterError("chat_template_kwargs", f"{name} has a field of its own")
+    return dict(given or {})
 
 
 def reasoning_splitter(body: ChatBody, prompt: EngineInput) -> ReasoningSplitter | None:
@@ -162,13 +173,25 @@ def completion_inputs(
         prompt_logprobs=body.logprobs if body.echo else None,
     )
     prompts = body.prompts()
-    encoded = iter(tokenizer.encode_batch([text for text in prompts if isinstance(text, str)]))
+    special = body.add_special_tokens is not False
+    encoded = _encoded(prompts, tokenizer, add_special_tokens=special)
     return [
         EngineInput(next(encoded), params, body.priority or 0, _name(body.rid, index), prompt)
         if isinstance(prompt, str)
         else EngineInput(prompt, params, body.priority or 0, _name(body.rid, index))
         for index, prompt in enumerate(prompts)
     ]
+
+
+def _encoded(
+    prompts: list[str | list[int]],
+    tokenizer: Tokenizer,
+    *,
+    add_special_tokens: bool = True,
+) -> Iterator[list[int]]:
+    """Token ids of those prompts that are texts, in order."""
+    texts = [text for text in prompts if isinstance(text, str)]
+    return iter(tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens))
 
 
 def echoed_text(body: CompletionBody, prompt: EngineInput, tokenizer: Tokenizer) -> str:
@@ -239,7 +262,7 @@ def generate_inputs(body: GenerateBody, tokenizer: Tokenizer) -> list[EngineInpu
     params = body.params_of_each(len(prompts))
     given = body.rid if isinstance(body.rid, list) else None
     names = body.of_each("rid", len(prompts)) if given or body.is_single else [None] * len(prompts)
-    encoded = iter(tokenizer.encode_batch([text for text in prompts if isinstance(text, str)]))
+    encoded = _encoded(prompts, tokenizer)
     return [
         EngineInput(
             next(encoded) if isinstance(prompt, str) else prompt,

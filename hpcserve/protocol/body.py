@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpcserve.errors import InvalidParameterError, RequestError
 from hpcserve.protocol.grammars import GrammarFields, asked_grammar
@@ -16,25 +16,38 @@ UNSUPPORTED = frozenset(
     {
         "allowed_token_ids",
         "audio",
+        "audio_data",
         "bad_words",
+        "chat_template",
         "custom_logit_processor",
         "custom_params",
+        "echo",
         "function_call",
         "functions",
         "grammar",
         "image_data",
         "input_embeds",
+        "logits_processors",
         "lora_path",
         "prompt_embeds",
+        "prompt_logprobs",
+        "return_hidden_states",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
         "session_params",
         "stop_regex",
         "suffix",
+        "token_ids_logprob",
+        "truncate_prompt_tokens",
         "use_beam_search",
+        "video_data",
         "web_search_options",
     }
 )
 
 Body = TypeVar("Body", bound=BaseModel)
+#: What fits into the message to the core.
+Priority = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 
 
 class SamplingBody(GrammarFields):
@@ -67,7 +80,7 @@ class SamplingBody(GrammarFields):
     response_format: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     rid: str | None = None
 
     @property

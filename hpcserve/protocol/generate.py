@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from hpcserve.errors import InvalidParameterError
-from hpcserve.protocol.body import as_tuple, parse_body, token_biases
+from hpcserve.protocol.body import Priority, as_tuple, parse_body, token_biases
 from hpcserve.protocol.grammars import GrammarFields, asked_grammar
 from hpcserve.sampling_params import SamplingParams
 
@@ -15,7 +15,10 @@ DEFAULT_MAX_NEW_TOKENS = 128
 
 
 class GenerateSampling(GrammarFields):
-    """`sampling_params`, under SGLang's names. A name that nobody knows is an error."""
+    """`sampling_params`, under SGLang's names. A name that nobody knows is an error.
+
+    null means the default, but for max_new_tokens: there, up to the context length.
+    """
 
     model_config = ConfigDict(extra="allow")
 
@@ -82,9 +85,9 @@ class GenerateBody(BaseModel):
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None
-    return_text_in_logprobs: bool = False
-    stream: bool = False
-    priority: int | None = None
+    return_text_in_logprobs: bool | None = None
+    stream: bool | None = None
+    priority: Priority | None = None
 
     @property
     def is_single(self) -> bool:
@@ -123,6 +126,11 @@ class GenerateBody(BaseModel):
         ):
             num_top = (top or 0) if wanted else None
             of_prompt = num_top if start is not None and start >= 0 else None
-            sampling = parse_body(GenerateSampling, given or {})
+            said = {
+                name: value
+                for name, value in (given or {}).items()
+                if value is not None or name == "max_new_tokens"
+            }
+            sampling = parse_body(GenerateSampling, said)
             found.append(sampling.to_params(logprobs=num_top, prompt_logprobs=of_prompt))
         return found

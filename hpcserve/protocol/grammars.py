@@ -83,8 +83,7 @@ def forced_tool_call(
 
     choice: "required", or {"type": "function", "function": {"name": ...}} for one call of that one.
     """
-    functions = [tool.get("function") or {} for tool in tools]
-    tags = {str(function.get("name")): _call_of(function) for function in functions}
+    tags = {function["name"]: _call_of(function) for function in map(_function_of, tools)}
     if choice == "required":
         listed = {
             "type": "tags_with_separator",
@@ -120,6 +119,16 @@ def after_thinking(grammar: Grammar, *, inside: bool) -> Grammar:
     first = both if inside else {"type": "optional", "content": both}
     parts = {"type": "sequence", "elements": [first, _format_of(grammar)]}
     return Grammar.structural_tag({"type": "structural_tag", "format": parts})
+
+
+def _function_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = tool.get("function")
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise InvalidParameterError(
+            "tools",
+            'a tool is {"type": "function", "function": {"name": ..., "parameters": {...}}}',
+        )
+    return function
 
 
 def _format_of(grammar: Grammar) -> Any:
@@ -204,13 +213,18 @@ def _modern(tag: Any) -> Any:
             ) from error
     if not isinstance(tag, Mapping) or "structures" not in tag:
         return tag
+    structures = tag["structures"]
+    if not isinstance(structures, list) or not all(isinstance(one, Mapping) for one in structures):
+        raise InvalidParameterError(
+            "structural_tag", 'structures is a list of {"begin": ..., "schema": {...}, "end": ...}'
+        )
     tags = [
         {
             "begin": one.get("begin", ""),
             "content": {"type": "json_schema", "json_schema": one.get("schema") or _OBJECT},
             "end": one.get("end", ""),
         }
-        for one in tag["structures"]
+        for one in structures
     ]
     listed = {"type": "triggered_tags", "triggers": tag.get("triggers", []), "tags": tags}
     return {"type": "structural_tag", "format": listed}

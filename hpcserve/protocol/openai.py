@@ -15,6 +15,7 @@ from hpcserve.protocol.grammars import forced_tool_call
 class ChatBody(SamplingBody):
     """POST /v1/chat/completions.
 
+    add_special_tokens: put the tokenizer's own around the template's text; templates have theirs.
     separate_reasoning: put what stands in <think>...</think> into `reasoning_content`.
     chat_template_kwargs: more variables for the chat template, such as {"enable_thinking": false}.
     """
@@ -28,7 +29,10 @@ class ChatBody(SamplingBody):
     parallel_tool_calls: bool | None = None
     modalities: list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    separate_reasoning: bool = False
+    documents: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    add_special_tokens: bool | None = None
+    separate_reasoning: bool | None = None
     reasoning_effort: str | None = None
     continue_final_message: bool | None = None
 
@@ -71,6 +75,7 @@ class CompletionBody(SamplingBody):
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
+    add_special_tokens: bool | None = None
 
     def check(self) -> None:
         if self.best_of is not None and self.best_of != (self.n or 1):

@@ -286,8 +286,6 @@ class Scheduler:
         missing = sum(self._memory.num_missing_pages(request) for request in running)
         return missing + self._memory.num_pages_for(self._growth.num_tokens(running))
 
-    # ------------------------------------------------------------ leaving
-
     def _release(self, request: Request) -> None:
         self._memory.release(request)
         self._slots.give_back(request.slot)
@@ -328,8 +326,10 @@ class Scheduler:
         if output.prompt_logprobs:
             for row, entries in output.prompt_logprobs.items():
                 request, start, _ = rows[row]
-                # By position, since a retracted prompt is computed again.
-                request.prompt_logprobs.update(enumerate(entries, start))
+                # By position, since a retracted prompt is computed again; with the first output
+                # they are complete and leave.
+                if not request.output_token_ids:
+                    request.prompt_logprobs.update(enumerate(entries, start))
         for row, (request, _, samples) in enumerate(rows):
             if not samples:
                 continue

@@ -25,8 +25,7 @@ async def complete_all(
 ) -> list[RequestOutput]:
     """Whole outputs, in order. A client that leaves aborts them; so does one failure the rest."""
     client = context.client
-    for prompt in prompts:
-        client.check(prompt.prompt_token_ids, prompt.params)
+    _check(context, prompts)
     works = [
         client.complete(p.prompt_token_ids, p.params, priority=p.priority, name=p.name)
         for p in prompts
@@ -42,8 +41,7 @@ async def stream_all(
     So an error that comes instead of them still gets a status of its own.
     """
     client = context.client
-    for prompt in prompts:
-        client.check(prompt.prompt_token_ids, prompt.params)
+    _check(context, prompts)
     streams: list[RequestStream] = []
     with ExitStack() as aborts:
         for p in prompts:
@@ -53,3 +51,11 @@ async def stream_all(
         first = await until_disconnect(request.receive, anext(streams[0]))
         aborts.pop_all()
     return OpenStreams(streams, first, context.flusher)
+
+
+def _check(context: ServerContext, prompts: list[EngineInput]) -> None:
+    """Raises what refuses one of the prompts, before any of them runs."""
+    for prompt in prompts:
+        context.client.check(prompt.prompt_token_ids, prompt.params)
+    pace = context.client.pace
+    context.time_left.check(max(pace.seconds_for(prompt.params) for prompt in prompts))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from hpcserve._version import __version__
 from hpcserve.engine.client import EngineClient
 from hpcserve.engine.model_folder import served_name
-from hpcserve.errors import HpcserveError
+from hpcserve.errors import HpcserveError, OutOfTimeError, RequestAbortedError
 from hpcserve.log import get_logger
 from hpcserve.protocol.responses import error_body
 from hpcserve.server import chat, completions, generate, health, models, profile, tokenize
@@ -37,6 +39,8 @@ def create_app(
         app.include_router(part.router)
     app.add_exception_handler(HpcserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(Exception, _on_bug)
     if api_key:
         app.add_middleware(ApiKeyGuard, api_key=api_key)
     return app
@@ -46,7 +50,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HpcserveError)
     response = json_response(error_body(error), error.http_status)
     if error.http_status == 503:
-        response.headers["retry-after"] = "1"
+        seconds = error.retry_after_s if isinstance(error, OutOfTimeError) else 1.0
+        response.headers["retry-after"] = str(math.ceil(seconds))
     return response
 
 
@@ -61,3 +66,14 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         "code": None,
     }
     return json_response({"error": known}, error.status_code)
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """A client that left before its body was complete: nobody reads this."""
+    return Response(status_code=RequestAbortedError.http_status)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    """What nobody foresaw; the HTTP server logs it."""
+    text = f"internal error ({type(error).__name__}); the server's log has more"
+    return json_response(error_body(HpcserveError(text)), HpcserveError.http_status)

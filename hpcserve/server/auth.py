@@ -25,12 +25,13 @@ class ApiKeyGuard:
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
-        self._expected = f"Bearer {api_key}".encode()
+        self._key = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             given = dict(scope["headers"]).get(b"authorization", b"")
-            if not secrets.compare_digest(given, self._expected):
+            scheme, _, key = given.partition(b" ")
+            if scheme.lower() != b"bearer" or not secrets.compare_digest(key.strip(), self._key):
                 error = InvalidKeyError("the API key is missing or wrong")
                 response = json_response(error_body(error), error.http_status)
                 response.headers["www-authenticate"] = "Bearer"

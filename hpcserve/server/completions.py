@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from hpcserve.outputs import RequestOutput
+from hpcserve.outputs import RequestOutput, TokenLogprob
 from hpcserve.protocol.adapter import (
     EngineInput,
     ResponseHead,
@@ -65,6 +65,8 @@ class _Events:
             ]
             for number, prompt in enumerate(prompts)
         ]
+        #: By number of the prompt: told once, and echoed before each of its answers.
+        self._prompt_logprobs: dict[int, list[TokenLogprob]] = {}
         self._num_output = 0
         self._num_cached = [0] * len(prompts)
         is_one = len(prompts) == 1 and prompts[0].params.n == 1
@@ -80,11 +82,13 @@ class _Events:
 
     def write(self, number: int, output: RequestOutput) -> bytes:
         self._num_cached[number] = output.num_cached_tokens
+        if output.prompt_logprobs is not None:
+            self._prompt_logprobs[number] = output.prompt_logprobs
         chunks = b""
         for delta in output.outputs:
             answer = self._answers[number][delta.index]
             self._num_output += answer.num_tokens(delta)
-            chunks += answer.write(delta, output.prompt_logprobs)
+            chunks += answer.write(delta, self._prompt_logprobs.get(number))
         return chunks
 
     def end(self) -> bytes:

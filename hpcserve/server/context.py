@@ -11,9 +11,11 @@ from typing import TypeVar
 
 from fastapi import Request
 
+from hpcserve import envs
 from hpcserve.engine.client import EngineClient
 from hpcserve.errors import ModelNotFoundError
 from hpcserve.server.flusher import Flusher
+from hpcserve.server.time_left import TimeLeft
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -37,6 +39,7 @@ class ServerContext:
     )
 
     flusher: Flusher = field(default_factory=Flusher)
+    time_left: TimeLeft = field(default_factory=lambda: TimeLeft(envs.HPCSERVE_DEADLINE_FILE.get()))
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -22,7 +23,7 @@ from hpcserve.errors import EngineDeadError, HpcserveError
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.log import get_logger, setup_logging
 from hpcserve.server.http import serve_client
-from hpcserve.server.run import INTERRUPTED, Shutdown, run_loop
+from hpcserve.server.run import FORWARDED, INTERRUPTED, Shutdown, run_loop
 
 logger = get_logger(__name__)
 
@@ -46,7 +47,9 @@ def main() -> None:
 async def _run(order: dict[str, Any], listener: socket.socket) -> int:
     options = ServerConfig(**order["server"])
     config = EngineConfig.from_options(order["engine"])
-    shutdown = Shutdown(options.drain_timeout_s)
+    shutdown = Shutdown(options.drain_timeout_s, (FORWARDED,))
+    # SLURM may send it to every process of a job; a second one would cut the drain short.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         # What can be done before the engine listens is done before.
         tokenizer = load_tokenizer(config)

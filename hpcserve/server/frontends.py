@@ -13,6 +13,7 @@ import json
 import signal
 import socket
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from typing import Any
 
@@ -24,13 +25,20 @@ from hpcserve.engine.supervisor import child_environment, exit_reason
 from hpcserve.errors import EngineDeadError, EngineStartError, UsageError
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.log import get_logger
-from hpcserve.server.run import INTERRUPTED, log_sampling_defaults, serving_line, startup_line
+from hpcserve.server.run import (
+    FORWARDED,
+    INTERRUPTED,
+    log_sampling_defaults,
+    serving_line,
+    startup_line,
+)
 
 logger = get_logger(__name__)
 
 MODULE = "hpcserve.server.frontend"
-#: A process that ends so often before it served anybody will not do better the next time.
+#: A process that ends so often in a row, each time this young, will not do better the next time.
 _MOST_RESTARTS = 5
+_YOUNG_S = 60.0
 #: The news of the engine's end and of a process's end come by different ways.
 _LAST_WORDS_S = 0.5
 _STOP_S = 10.0
@@ -115,7 +123,7 @@ class _Signals:
         if self.starting is not None:
             self.starting.cancel()
         for frontend in self._frontends:
-            frontend.signal(signal.SIGTERM)
+            frontend.signal(FORWARDED)
 
 
 async def serve_frontends(
@@ -180,15 +188,22 @@ async def _watch(client: EngineClient, frontends: list[Frontend], signals: _Sign
 
 async def _keep(frontend: Frontend, client: EngineClient, signals: _Signals) -> None:
     """Start a process again that ended by itself."""
-    for _ in range(_MOST_RESTARTS):
+    num_young = 0
+    while True:
+        started = time.monotonic()
         code = await frontend.wait()
         if not signals.count:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.shield(client.died.wait()), _LAST_WORDS_S)
         if signals.count or client.dead is not None:
             return
+        num_young = num_young + 1 if time.monotonic() - started < _YOUNG_S else 0
         reason = exit_reason(code)
+        if num_young > _MOST_RESTARTS:
+            raise EngineStartError(
+                f"HTTP process {frontend.index} ended {num_young} times in a row, each time within "
+                f"{_YOUNG_S:.0f} s; the last time, {reason}"
+            )
         logger.error("HTTP process %d: %s; it is started again", frontend.index, reason)
         await frontend.spawn()
         await frontend.connect(client.replicas[0].endpoint)
-    raise EngineStartError(f"HTTP process {frontend.index} ended {_MOST_RESTARTS} times")

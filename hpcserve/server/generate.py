@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -67,13 +68,14 @@ class _Events:
         self, body: GenerateBody, prompts: list[EngineInput], context: ServerContext
     ) -> None:
         self._body = body
-        self._prompts = prompts
         self._tokenizer = context.tokenizer
         self._whole = {
             (number, index): CompletionOutput(index)
             for number, prompt in enumerate(prompts)
             for index in range(prompt.params.n)
         }
+        #: Number of a prompt -> place of its first answer among all.
+        self._first = [0, *itertools.accumulate(prompt.params.n for prompt in prompts)]
         self._several = len(self._whole) > 1 or not body.is_single
         self._prompt_logprobs: dict[int, Any] = {}
 
@@ -90,7 +92,7 @@ class _Events:
         events = b""
         for answer, fields in zip(output.outputs, made, strict=True):
             if self._several:
-                fields["index"] = number * self._prompts[number].params.n + answer.index
+                fields["index"] = self._first[number] + answer.index
             events += event(fields)
         return events
 

@@ -15,6 +15,8 @@ router = APIRouter()
 _GENERATE_TIMEOUT_S = 20.0
 
 
+@router.head("/health", include_in_schema=False)
+@router.head("/ping", include_in_schema=False)
 @router.get("/health")
 @router.get("/ping")
 async def health(request: Request) -> Response:

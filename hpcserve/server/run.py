@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ logger = get_logger(__name__)
 
 _BACKLOG = 2048
 INTERRUPTED = 130
+#: What a server of several HTTP processes makes of Ctrl-C and of SIGTERM for them.
+FORWARDED = signal.SIGINT
 
 
 def run_server(
@@ -107,7 +109,11 @@ def _publish(host: str, listener: socket.socket) -> None:
 class Shutdown:
     """What signals do: before the server runs, cancel; then drain; then end at once."""
 
-    def __init__(self, drain_timeout_s: float) -> None:
+    def __init__(
+        self,
+        drain_timeout_s: float,
+        numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+    ) -> None:
         self._drain_timeout_s = drain_timeout_s
         self._starting: asyncio.Task[Any] | None = asyncio.current_task()
         self._draining: asyncio.Task[None] | None = None
@@ -115,7 +121,7 @@ class Shutdown:
         self._client: EngineClient | None = None
         self.interrupted = False
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.add_signal_handler(number, self._on_signal)
 
     def serves(self, server: uvicorn.Server, client: EngineClient) -> None:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from hpcserve.errors import InvalidParameterError
+from hpcserve.protocol.adapter import template_variables
 from hpcserve.protocol.body import parse_body
 from hpcserve.server.admission import json_response
 from hpcserve.server.context import context_of
@@ -24,15 +25,15 @@ class TokenizeBody(BaseModel):
     prompt: str | list[str] | None = None
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
-    add_generation_prompt: bool = True
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
 class DetokenizeBody(BaseModel):
     model: str | None = None
     tokens: list[int] | list[list[int]]
-    skip_special_tokens: bool = True
+    skip_special_tokens: bool | None = None
 
 
 @router.post("/tokenize", openapi_extra=takes(TokenizeBody))
@@ -62,7 +63,8 @@ async def detokenize(request: Request) -> Response:
     if any(not 0 <= token_id < 2**31 for ids in many for token_id in ids):
         raise InvalidParameterError("tokens", "a token id is out of range")
     texts = [
-        context.tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens) for ids in many
+        context.tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens is not False)
+        for ids in many
     ]
     text: Any = texts if several else texts[0]
     return json_response({"text": text, "prompt": text})
@@ -75,9 +77,10 @@ def _tokens(body: TokenizeBody, tokenizer: Tokenizer) -> list[Any]:
         return tokenizer.encode_chat(
             body.messages,
             tools=body.tools,
-            add_generation_prompt=body.add_generation_prompt,
-            **(body.chat_template_kwargs or {}),
+            add_generation_prompt=body.add_generation_prompt is not False,
+            **template_variables(body.chat_template_kwargs),
         )
+    special = body.add_special_tokens is not False
     if isinstance(body.prompt, list):
-        return tokenizer.encode_batch(body.prompt, add_special_tokens=body.add_special_tokens)
-    return tokenizer.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
+        return tokenizer.encode_batch(body.prompt, add_special_tokens=special)
+    return tokenizer.encode(body.prompt or "", add_special_tokens=special)

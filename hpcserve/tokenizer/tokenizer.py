@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpcserve.errors import ContextLengthError, ModelNotFoundError
+from hpcserve.errors import ContextLengthError, InvalidParameterError, ModelNotFoundError
 from hpcserve.tokenizer.backend import FastBackend, TokenizerBackend, TransformersBackend
 from hpcserve.tokenizer.byte_level import TokenBytes, TokenTexts
 from hpcserve.tokenizer.chat_template import ChatTemplate, find_templates
@@ -15,10 +14,9 @@ from hpcserve.tokenizer.detokenizer import ByteLevelDetokenizer, Detokenizer, Wi
 from hpcserve.tokenizer.files import CONFIG_FILE, TOKENIZER_FILE, read_json, special_tokens
 
 _NOTHING: frozenset[int] = frozenset()
-#: Characters below which a text's length is no matter.
-_LONG_TEXT = 1 << 18
-#: Characters that Unicode normalisation may make one of, at most.
-_MOST_SHRINKING = 4
+#: Prose and code have about half as many.
+_CHARACTERS_PER_TOKEN = 8
+_CUT_MARGIN, _CUT_TOKENS = 1.02, 64
 
 
 class Tokenizer:
@@ -68,30 +66,36 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids; with special tokens, what the checkpoint puts around a prompt (its BOS).
 
-        Raises ContextLengthError for text so long that it cannot be `max_tokens` or less.
+        Raises ContextLengthError for a text that is far longer than `max_tokens`,
+        InvalidParameterError for one with half a surrogate pair, which JSON can spell.
         """
-        self._check_length(text)
-        return self.backend.encode(text, add_special_tokens)
+        try:
+            self._check_length(text)
+            return self.backend.encode(text, add_special_tokens)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _no_text([text], error) from error
 
     def encode_batch(self, texts: list[str], *, add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of each, on all cores where the library can."""
-        for text in texts:
-            self._check_length(text)
-        return self.backend.encode_batch(texts, add_special_tokens)
+        try:
+            for text in texts:
+                self._check_length(text)
+            return self.backend.encode_batch(texts, add_special_tokens)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise _no_text(texts, error) from error
 
     def _check_length(self, text: str) -> None:
-        """Tokenising takes seconds per million characters: refuse first what can only fail."""
-        if self.max_tokens is None or len(text) < _LONG_TEXT:
+        """Refuse a text that is far too long, without tokenising it all: a file of some megabytes,
+        sent by mistake, would keep a core busy for a minute."""
+        if self.max_tokens is None:
             return
-        least = len(text) // (_MOST_SHRINKING * self._longest_token)
-        if least > self.max_tokens:
-            raise ContextLengthError(least, None, self.max_tokens)
-
-    @functools.cached_property
-    def _longest_token(self) -> int:
-        """In characters of the vocabulary, of which text has no more."""
-        tokens = (self.backend.id_to_token(number) for number in range(self.vocab_size))
-        return max((len(token) for token in tokens if token), default=1)
+        head = text[: _CHARACTERS_PER_TOKEN * self.max_tokens]
+        if len(head) == len(text):
+            return
+        count = len(self.backend.encode(head, False))
+        # Where the text is cut, a few tokens may be others than in the whole.
+        if count > self.max_tokens * _CUT_MARGIN + _CUT_TOKENS:
+            raise ContextLengthError(count, None, self.max_tokens, at_least=True)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.backend.decode(token_ids, skip_special_tokens)
@@ -119,6 +123,7 @@ class Tokenizer:
     def encode_chat(
         self,
         messages: list[dict[str, Any]],
+        /,
         *,
         tools: list[dict[str, Any]] | None = None,
         add_generation_prompt: bool = True,
@@ -130,3 +135,16 @@ class Tokenizer:
         )
         # The template writes BOS itself, where the model wants one.
         return self.encode(text, add_special_tokens=False)
+
+
+def _no_text(texts: list[str], error: Exception) -> Exception:
+    """Why a library could not take these texts: libraries say no more than that they are no text."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as half:
+            code = ord(text[half.start])
+            return InvalidParameterError(
+                "prompt", f"half a surrogate pair (U+{code:04X}) at character {half.start}"
+            )
+    return error

@@ -15,20 +15,30 @@ from typing import Any
 import psutil
 import pytest
 
+from hpcserve.launcher.files import read_json
 from hpcserve.launcher.testing import mini_slurm
 
 ENGINE = f"{sys.executable} -m hpcserve.launcher.testing.fake_server"
 ROOT = Path(__file__).parents[2]
 
 
+LACKING = ", ".join(mini_slurm.missing("curl"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    lacking = ", ".join(mini_slurm.missing())
     for item in items:
         if Path(item.path).is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.slurm)
-            if lacking:
-                reason = f"a real Slurm cannot run here: no {lacking}"
-                item.add_marker(pytest.mark.skip(reason=reason))
+            item.add_marker(pytest.mark.timeout(300))  # each test ends by itself long before
+            if LACKING:
+                item.add_marker(pytest.mark.skip(reason=f"lacks {LACKING}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if LACKING:
+        terminalreporter.write_line(
+            f"skipped tests/slurm: a real Slurm cannot run here, it lacks {LACKING}"
+        )
 
 
 @dataclasses.dataclass
@@ -47,11 +57,19 @@ class Job:
         assert done.stdout, done.stderr
         return json.loads(done.stdout)
 
-    def wait(self, timeout: float = 30.0) -> None:
-        self.hpc("wait", "--timeout", str(timeout))
+    def wait(self, timeout: float = 30.0) -> str:
+        return self.hpc("wait", "--timeout", str(timeout)).stdout
 
     def until(self, *states: str, timeout: float = 30.0) -> dict[str, Any]:
+        next_look = time.monotonic()
+
         def reached() -> bool:
+            nonlocal next_look
+            # A command of its own each time would keep a core busy.
+            state = (read_json(self.run_dir / "state.json") or {}).get("state")
+            if state not in states and time.monotonic() < next_look:
+                return False
+            next_look = time.monotonic() + 1.0
             return self.status()["state"] in states
 
         eventually(reached, f"job {self.job_id} {' or '.join(states)}", timeout, self.story)
@@ -71,11 +89,14 @@ class Job:
     def read(self, name: str) -> dict[str, Any]:
         return json.loads((self.run_dir / name).read_text())
 
-    def ask(self, path: str = "/models", *, key: bool = True) -> tuple[int, str]:
-        """curl the server with its key, as the README says."""
+    def ask(self, path: str = "/models", *, key: bool = True, **body: object) -> tuple[int, str]:
+        """curl the server with its key, as the README says; body: of a POST with a prompt."""
         endpoint = self.read("endpoint.json")
         header = f"Authorization: Bearer {(self.run_dir / 'api_key').read_text().strip()}"
         words = ["curl", "-s", "-w", "\n%{http_code}", *(["-H", header] if key else [])]
+        if body:
+            content = json.dumps({"model": "default", "prompt": "Count:", **body})
+            words += ["-H", "Content-Type: application/json", "-d", content]
         done = subprocess.run(
             [*words, endpoint["url"] + path],
             capture_output=True,
@@ -84,8 +105,8 @@ class Job:
             timeout=20,
         )
         assert done.returncode == 0, f"curl: {done.stderr}\n{self.story()}"
-        body, _, code = done.stdout.rpartition("\n")
-        return int(code), body
+        text, _, code = done.stdout.rpartition("\n")
+        return int(code), text
 
     def processes(self, word: str, rank: int | None = None) -> list[psutil.Process]:
         """Processes of this job whose command line holds `word`, on one node or all."""

@@ -133,8 +133,8 @@ def eventually_gone(site, ids):
 
 def test_time_limit_is_known_and_drained_before(site, nothing_left):
     # The early warning is turned off: the supervisor must know the end by itself.
-    # A minute is the shortest limit; the drain begins drain and margin, 45 s, before its end.
-    job = site.submit("--time", "1", "--signal", "B:CONT@1", "--drain", "30")
+    # A minute is the shortest limit; the drain begins drain and margin, 50 s, before its end.
+    job = site.submit("--time", "1", "--signal", "B:CONT@1", "--drain", "35")
     job.wait()
     said = job.until("dead", timeout=70)
     assert said["cause"].startswith("time limit: SLURM ends the job in")
@@ -146,11 +146,10 @@ def test_time_limit_strikes_in_a_drain_that_is_stuck(site, nothing_left):
     job.wait()
     warn(job)
     job.until("draining")
-    started = time.monotonic()
     site.slurm.run("scontrol", "update", f"JobId={job.job_id}", "EndTime=now+1")
-    said = job.until("dead", timeout=site.slurm.kill_wait_s + 30)
+    # SLURM looks for jobs that are over their time every 30 s.
+    said = job.until("dead", timeout=1 + 30 + site.slurm.kill_wait_s + 15)
     assert said["cause"].startswith("time limit")
-    assert time.monotonic() - started < site.slurm.kill_wait_s + 25
 
 
 def test_preempted_job_comes_back(site, nothing_left):

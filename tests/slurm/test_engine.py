@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -94,13 +96,35 @@ def test_batch_to_a_finished_file(site, nothing_left):
     assert all(line["error"] is None for line in lines)
 
 
-def test_tp_over_two_nodes(site, nothing_left):
+#: Python imports this first: the machine's own name means 127.0.1.1, as on many Debian hosts.
+MISLEADING_NAME = """
+import socket
+ours, ask = socket.gethostname(), socket.getaddrinfo
+def lie(host, *words, **more):
+    return ask("127.0.1.1" if host == ours else host, *words, **more)
+socket.getaddrinfo = lie
+socket.gethostbyname = lambda host: lie(host, None)[0][4][0]
+"""
+
+
+def test_tp_over_two_nodes_where_the_host_name_misleads(site, nothing_left):
     real(site)
-    job = site.submit("--nodes", "2", "--tp", "2", model="", env=ONE_THREAD)
+    (site.home / "misled").mkdir()
+    (site.home / "misled" / "sitecustomize.py").write_text(MISLEADING_NAME)
+    env = {**ONE_THREAD, "PYTHONPATH": f"{site.home}/misled:{ROOT}"}
+    job = site.submit("--nodes", "2", "--tp", "2", "--drain", "9", model="", env=env)
     job.wait(timeout=100)
+    assert "is 127.0.1.1" in job.hpc("logs", "--rank", "1").stdout  # told, and not relied on
     assert job.status()["nodes"] == ["n1", "n2"]
     assert "Paris" in ask(job, "What is the capital of France?")
-    job.hpc("cancel")
+    long = {"max_tokens": 150, "ignore_eos": True}
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(job.ask, "/completions", **long)
+        time.sleep(0.3)
+        site.slurm.run("scancel", job.job_id)  # sends SIGTERM to every process of the job
+        assert not asking.done()
+        status, body = asking.result()
+    assert (status, json.loads(body)["choices"][0]["finish_reason"]) == (200, "length"), body
     assert job.until("finished")["cause"].startswith("cancelled")
 
 
@@ -112,16 +136,33 @@ def test_a_layout_that_the_model_cannot_have_is_refused_by_name(site, nothing_le
     assert "tp_size 3" in failed.stderr or "--tp" in failed.stderr, failed.stderr
 
 
+def test_near_its_end_a_server_refuses_what_it_could_not_finish(site, nothing_left):
+    real(site)
+    job = site.submit(model="", env=ONE_THREAD)
+    job.wait(timeout=100)
+    ask(job, "What is the capital of France?")  # measures how fast it is
+    deadline = job.read("deadline.json")
+    assert deadline["end_time"] - deadline["finish_by"] == pytest.approx(15, abs=0.1)
+    assert 400 < deadline["end_time"] - time.time() < 600
+    # As if the end were near: the supervisor writes this file only when SLURM's end changes.
+    (job.run_dir / "deadline.json").write_text(json.dumps({"finish_by": time.time() + 4}))
+    time.sleep(2.5)  # it is read again every two seconds
+    status, body = job.ask("/completions", max_tokens=1500, ignore_eos=True)
+    assert status == 503
+    assert "out_of_time" in body
+    assert "job ends in" in body
+
+
 def test_batch_across_a_requeue(site, nothing_left):
     """Warned in the middle it stops with what it has, goes on in its next run, and loses no row."""
     real(site)
-    num_rows = 60
+    num_rows = 40
     rows, answers = site.home / "questions.jsonl", site.home / "answers.jsonl"
     rows.write_text("".join(f'{{"prompt": "Count to {number}:"}}\n' for number in range(num_rows)))
     done = site.hpc(
         *("batch", str(rows), "-o", str(answers), "--launcher", "slurm", "--time", "10"),
         *("--continue-with", "requeue", "--drain", "6", "--max-running-requests", "2"),
-        *("--max-tokens", "100", "--sampling", "ignore_eos=true"),
+        *("--max-tokens", "80", "--sampling", "ignore_eos=true"),
         env=ONE_THREAD,
     )
     job = site.job(done.stdout.split()[1])

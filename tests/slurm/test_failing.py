@@ -33,6 +33,16 @@ def test_nccl_timeout_is_called_by_its_name(site):
     assert job.until("dead")["cause"].startswith("NCCL timeout")
 
 
+def test_without_accounting_the_end_is_known(site):
+    asked = ["sacct", "-j", "1"]
+    done = subprocess.run(asked, env=site.env(), capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "accounting storage is disabled" in done.stderr
+    job = site.submit(fake="exit=4,fail=ValueError: no accounting", model="/tmp")
+    assert job.until("dead")["cause"] == "crashed: ValueError: no accounting"
+    assert job.status()["slurm_state"] == "FAILED"
+
+
 def test_crash_gives_the_last_error_line(site):
     job = site.submit(fake="exit=4,fail=ValueError: shard 3 of 4 is corrupt")
     assert job.until("dead")["cause"] == "crashed: ValueError: shard 3 of 4 is corrupt"

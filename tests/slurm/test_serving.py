@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import stat
 import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,7 @@ def test_submit_wait_ask_and_cancel_on_two_nodes(site, nothing_left):
     assert "--node-rank 1" in ranks[1]
     site.hpc("cancel", "chat")
     assert job.until("finished")["cause"].startswith("cancelled")
-    assert site.squeue(job.job_id) == "CANCELLED"
+    job.eventually(lambda: site.squeue(job.job_id) == "CANCELLED", "SLURM's word on it")
 
 
 def test_head_binds_before_it_publishes_and_other_ranks_read_it(site):
@@ -72,14 +74,51 @@ def test_job_is_named_by_id_name_and_run_directory(site):
 
 def test_array_gives_independent_servers(site, nothing_left):
     job = site.submit("--replicas", "2", "-J", "pair")
-    ports = set()
-    for task in ("0", "1"):
-        site.hpc("wait", f"{job.job_id}_{task}", "--timeout", "30")
-        ports.add(json.loads((job.run_dir / "tasks" / task / "endpoint.json").read_text())["port"])
-    assert len(ports) == 2
-    site.hpc("cancel", f"{job.job_id}_0")
-    said = json.loads(site.hpc("status", f"{job.job_id}_1", "--json").stdout)
-    assert said["state"] == "ready"
+    tasks = [f"{job.job_id}_{task}" for task in (0, 1)]
+    assert len(job.wait().splitlines()) == 2
+    records = json.loads(site.hpc("endpoint", "pair", "--json").stdout)
+    assert len({one["port"] for one in records}) == 2
+    assert len({Path(one["api_key_file"]).read_text() for one in records}) == 1
+    said = job.status()
+    assert (said["state"], said["message"]) == ("ready", "2 of 2 servers are ready")
+    assert [one["job_id"] for one in said["tasks"]] == tasks
+    refused = site.hpc("endpoint", "pair", "--env", check=False)
+    assert refused.returncode == 1
+    assert f"array of 2 servers; name one of them: {', '.join(tasks)}" in refused.stderr
+    assert str(records[0]["port"]) in site.hpc("endpoint", tasks[0], "--env").stdout
+    assert "1 rank-0 | fake engine" in job.hpc("logs").stdout
+    site.hpc("cancel", tasks[0])
+    site.job(tasks[0]).until("finished")
+    assert site.job(tasks[1]).status()["state"] == "ready"
+    assert job.status()["message"] == "1 of 2 servers are ready"
+    assert json.loads(job.hpc("endpoint", "--json").stdout)[0]["port"] == records[1]["port"]
+    job.hpc("cancel")
+    job.until("finished")
+
+
+def test_one_address_in_front_of_an_array(site, nothing_left):
+    job = site.submit("--replicas", "2", "-J", "pair")
+    job.wait()
+    key = (job.run_dir / "api_key").read_text().strip()
+
+    def answers(url):
+        request = urllib.request.Request(
+            f"{url}/models", headers={"Authorization": f"Bearer {key}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return "fake" in answer.read().decode()
+
+    words = [sys.executable, "-m", "hpcserve", "route", "pair", "--port", "0"]
+    with subprocess.Popen(words, env=site.env(), stdout=subprocess.PIPE, text=True) as route:
+        try:
+            url = route.stdout.readline().strip()
+            assert all(answers(url) for _ in range(4))
+            site.hpc("cancel", f"{job.job_id}_0")
+            site.job(f"{job.job_id}_0").until("finished")
+            assert all(answers(url) for _ in range(4))
+        finally:
+            route.send_signal(signal.SIGINT)
+        assert route.wait(10) == 0
 
 
 def test_two_servers_share_a_node(site):
@@ -92,7 +131,7 @@ def test_two_servers_share_a_node(site):
 
 def test_plain_sbatch_with_the_shipped_script(site, tmp_path):
     env = site.env(
-        HPCSERVE_ENGINE_COMMAND=f"{os.sys.executable} -m hpcserve.launcher.testing.fake_server"
+        HPCSERVE_ENGINE_COMMAND=f"{sys.executable} -m hpcserve.launcher.testing.fake_server"
     )
     env = site.with_command({**env, "HPCSERVE_IFNAME": "lo"})
     done = subprocess.run(

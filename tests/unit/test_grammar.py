@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import xgrammar
 
 from hpcserve import Grammar, SamplingParams
 from hpcserve.errors import InvalidParameterError
@@ -17,6 +18,17 @@ def test_a_schema_keeps_the_order_of_its_keys():
 
 def test_choices_are_quoted():
     assert Grammar.choice(["a", 'say "b"\n']).text == 'root ::= "a" | "say \\"b\\"\\n"'
+
+
+def test_a_choice_may_hold_any_character():
+    """EBNF knows no surrogate pairs, by which JSON may write what is beyond U+FFFF."""
+    texts = ["\U0001f600", "ja é"]
+    alphabet = xgrammar.TokenizerInfo([bytes([one]) for one in range(256)])
+    compiled = xgrammar.GrammarCompiler(alphabet).compile_grammar(Grammar.choice(texts).text)
+    for text in texts:
+        matcher = xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=True)
+        assert matcher.accept_string(text)
+        assert matcher.is_terminated()
 
 
 @pytest.mark.parametrize(

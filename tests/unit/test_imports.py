@@ -56,7 +56,7 @@ MAY_IMPORT = {
         *("scheduler", "kvcache", "models", "layers", "attention", "moe", "weights", "ops"),
         *("distributed", "launcher", "ipc", "tokenizer", "observability", "demo"),
     },
-    "batch": {*_DOOR, "protocol", "tokenizer", "ipc"},
+    "batch": {*_DOOR, "engine.lifeline", "protocol", "tokenizer", "ipc"},
     "server": {*_DOOR, "protocol", "tokenizer", "ipc", "observability"},
     "demo": set(),
     "bench": {"engine", "ipc"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,18 +46,22 @@ class RawRow(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """A span and its rows' names: ids[i] as the input gives it (None: none, or unreadable)."""
+    """A span and its rows' names: ids[i] as the input gives it (None: none, or unreadable).
+
+    urls: how many rows name which url, as far as a look at the row tells.
+    """
 
     span: Span
     ids: Sequence[Any]
     lines: Sequence[int]
+    urls: Mapping[str, int] = field(default_factory=dict)
 
 
 class MalformedRowError(ValueError):
     """This row cannot be decoded; it becomes an error line of the output."""
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)  # both, so that it can be pickled
         self.code = code
         self.message = message
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcserve.batch.durable import read_json
+from hpcserve.batch.files import unreadable
 from hpcserve.batch.table import TableReader
 from hpcserve.errors import InputError
 
@@ -55,4 +56,4 @@ class Reader(TableReader):
         try:
             return pa.ipc.open_stream(pa.memory_map(str(path)))
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"cannot read the input {path}: {error}") from error
+            raise unreadable(path, error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,16 +35,15 @@ class Reader(BatchReader):
     def __init__(self, path: Path, *, id_column: str | None = None) -> None:
         super().__init__(path, id_column=id_column)
         self._source = ByteSource(path)
-        first, second = (*self.id_columns, self.id_columns[0])[:2]
-        names = msgspec.defstruct(
-            "Ids",
-            [("first", Any, None), *([("second", Any, None)] if first != second else [])],
-            rename={"first": first, "second": second},
-        )
-        self._ids: Any = msgspec.json.Decoder(names)
+        names = dict(zip(("first", "second"), self.id_columns, strict=False))
+        names |= {} if "url" in self.id_columns else {"url": "url"}
+        fields = [(name, Any, None) for name in names]
+        self._ids: Any = msgspec.json.Decoder(msgspec.defstruct("Ids", fields, rename=names))
+        self._urls: Counter[str] = Counter()
 
     def scan(self, span_rows: int) -> Iterator[Scanned]:
         self.num_blank = 0
+        self._urls = Counter()
         self._source.seek(0)
         first_row = start = crc = num_bytes = 0
         first_line = 1
@@ -61,21 +61,24 @@ class Reader(BatchReader):
             numbers.append(number)
             if len(ids) == span_rows or num_bytes >= SPAN_BYTES:
                 place = [start, num_bytes, first_line]
-                yield Scanned(Span(first_row, len(ids), place, crc), ids, numbers)
+                yield Scanned(Span(first_row, len(ids), place, crc), ids, numbers, self._urls)
                 first_row += len(ids)
                 start += num_bytes
                 first_line = number + 1
                 crc = num_bytes = 0
-                ids, numbers = [], []
+                ids, numbers, self._urls = [], [], Counter()
         if ids:
             place = [start, num_bytes, first_line]
-            yield Scanned(Span(first_row, len(ids), place, crc), ids, numbers)
+            yield Scanned(Span(first_row, len(ids), place, crc), ids, numbers, self._urls)
 
     def _id(self, line: bytes) -> Any:
         try:
             record = self._ids.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None  # the row's own error comes when it is decoded in full
+        url = getattr(record, "url", None)
+        if isinstance(url, str):
+            self._urls[url] += 1
         return record.first if record.first is not None else getattr(record, "second", None)
 
     def rows(self, span: Span) -> Iterator[RawRow]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hpcserve.batch.files import unreadable
 from hpcserve.batch.table import BATCH_ROWS, TableReader
-from hpcserve.errors import InputError
 
 
 class Reader(TableReader):
@@ -40,7 +40,7 @@ class Reader(TableReader):
             try:
                 self._opened = pq.ParquetFile(self.path)
             except (OSError, pa.ArrowException) as error:
-                raise InputError(f"cannot read the input {self.path}: {error}") from error
+                raise unreadable(self.path, error) from error
         return self._opened
 
     def close(self) -> None:

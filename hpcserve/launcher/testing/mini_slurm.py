@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import random
 import shutil
 import socket
 import subprocess
@@ -23,9 +24,9 @@ DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 _SBIN = "/usr/sbin:/sbin"
 
 
-def missing() -> list[str]:
-    """What this machine lacks to run one; empty means it can."""
-    lacking = [name for name in DAEMONS if _which(name) is None]
+def missing(*more: str) -> list[str]:
+    """What this machine lacks to run one, and of `more` commands; empty means it can."""
+    lacking = [name for name in (*DAEMONS, *more) if _which(name) is None]
     return lacking if os.geteuid() == 0 else ["root", *lacking]
 
 
@@ -34,14 +35,20 @@ def _which(name: str) -> str | None:
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` TCP ports that are free right now; Slurm's daemons cannot take port 0."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """`count` TCP ports that are free right now; Slurm's daemons cannot take port 0.
+
+    Below those that the kernel gives to connections: one of these would be taken by the time that
+    the daemon is up. At random, so that two clusters on one machine keep apart.
+    """
+    first_of_kernel = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    found: list[int] = []
+    for port in random.sample(range(10_000, first_of_kernel), 1000):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+        if len(found) == count:
+            return found
+    raise SlurmError(f"fewer than {count} TCP ports are free")
 
 
 @dataclass
@@ -148,10 +155,13 @@ class MiniSlurm:
         lines.append(f"PartitionName=urgent MaxTime=INFINITE PriorityTier=10 {everywhere}")
         lines += [line for line in self.extra_conf.splitlines() if line]
         self.conf.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # Slurm wants a file for each GPU, and does not look into it.
+        devices = self.folder / "gpus"
+        devices.mkdir(exist_ok=True)
+        for number in range(max(self.node_gpus)):
+            (devices / f"gpu{number}").touch()
         gres_lines = [
-            f"NodeName={name} Name=gpu File=/dev/tty[0-{gpus - 1}]"
-            if gpus > 1
-            else f"NodeName={name} Name=gpu File=/dev/tty0"
+            f"NodeName={name} Name=gpu File={devices}/gpu[0-{gpus - 1}]"
             for name, gpus in zip(self.nodes, self.node_gpus, strict=True)
             if gpus
         ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from hpcserve.config.declared import declared_in
 from hpcserve.config.engine import EngineConfig
-from hpcserve.config.load import Setting, declared_in
+from hpcserve.config.load import Setting
 from hpcserve.launcher.request import (
     BATCH_CONFIGS,
     SERVE_CONFIGS,
@@ -13,6 +14,7 @@ from hpcserve.launcher.request import (
     batch_words,
     make_request,
     server_words,
+    with_workers,
 )
 
 
@@ -35,5 +37,6 @@ def request_for(kind: str = "serve", **options: object) -> JobRequest:
         words = batch_words(
             settings, model, ["/shared/my questions.jsonl"], "/shared/answers.jsonl"
         )
+        settings = dict(with_workers(settings))
     made = make_request(kind, engine, settings, words)
     return dataclasses.replace(made, python="/shared/venv/bin/python")

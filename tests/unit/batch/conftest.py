@@ -31,6 +31,7 @@ class EchoEngine:
 
     limits = EngineLimits(max_running_requests=16, max_total_tokens=4096)
     model_names = frozenset({"echo"})
+    recipe = None
     context_length = 100
 
     def __init__(self) -> None:

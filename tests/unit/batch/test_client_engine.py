@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,38 @@ def test_all_rows_answered_is_exit_0(tmp_path: Path, model: Path) -> None:
     assert "another model" not in result.stderr
 
 
+def test_rows_are_the_same_when_another_process_has_prepared_them(model: Path) -> None:
+    recipe = client_engine.ClientRecipe({"model": str(model)}, {"top_k": 5})
+    other = pickle.loads(pickle.dumps(recipe)).make()
+    for url, body in (
+        ("/v1/completions", {"prompt": "héllo", "echo": True, "logprobs": 1, "max_tokens": 3}),
+        ("/v1/completions", {"prompt": ["a", "bc"], "n": 2, "seed": 7}),
+        ("/v1/completions", {"prompt": [104, 105]}),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": "hi"}],
+                "separate_reasoning": True,
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            },
+        ),
+    ):
+        mine = recipe.make().prepare(url, body)
+        its = pickle.loads(pickle.dumps(other.prepare(url, body)))
+        assert (its.num_tokens, its.prefix) == (mine.num_tokens, mine.prefix)
+        assert its.payload.body == mine.payload.body
+        assert its.payload.inputs == mine.payload.inputs
+        assert its.payload.inputs[0].params.top_k == 5
+        assert [one.tolist() for one in its.payload.ids] == [
+            one.tolist() for one in mine.payload.ids
+        ]
+
+
 def test_failed_rows_are_exit_3_and_say_where(tmp_path: Path, model: Path) -> None:
     rows = [{"prompt": "a"}, "nonsense", {"prompt": "b", "temperature": -1}, {"prompt": ""}]
     rows.append({"prompt": "x", "max_tokens": 5000})
-    rows.append({"prompt": "x", "stop_regex": "[a-z]"})
-    rows.append({"url": "/v1/completions", "body": {"prompt": "x", "stop_regex": "[a-z]"}})
+    rows.append({"prompt": "x", "colour": "blue"})
+    rows.append({"url": "/v1/completions", "body": {"prompt": "x", "suffix": "y"}})
     result = _batch(tmp_path, rows, model=model)
     assert result.exit_code == 3
     assert "5 of 7 rows failed; the first is line 2: the line is no JSON" in result.stderr
@@ -83,8 +111,8 @@ def test_failed_rows_are_exit_3_and_say_where(tmp_path: Path, model: Path) -> No
     assert "empty" in errors[3]
     assert "max_tokens is 5000" in errors[4]
     assert errors[5] is None, "a column of a plain row that nobody knows is no parameter"
-    assert "stop_regex" in errors[6]
-    assert "column 'stop_regex' of 1 row" in result.stderr
+    assert "suffix" in errors[6]
+    assert "column 'colour' of 1 row" in result.stderr
 
 
 def test_stdin_and_stdout(tmp_path: Path, model: Path) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.verbs import forget_failures
 from hpcserve.batch.verify import verify_run
 from hpcserve.errors import ConfigError, InputError
 
@@ -238,3 +240,41 @@ def test_a_line_of_50_mb_and_a_longer_one_than_allowed(
     assert [line["error"] and line["error"]["code"] for line in lines] == [
         None, "line_too_long", None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl.gz", "jsonl.zst"])
+def test_failed_rows_go_to_a_file_of_their_own_in_every_format(
+    tmp_path: Path, run: Run, ending: str
+) -> None:
+    rows = [{"custom_id": f"id-{n}", "prompt": "poison" if n % 10 == 3 else f"a {n}", "extra": n}
+            for n in range(100)]  # fmt: skip
+    source = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), source, row_group_size=30)
+    output = tmp_path / f"out.{ending}"
+    options = {"errors": "file", "keep_columns": True, "shard_rows": 16}
+    result = run(source, output, **options)
+    assert (result.num_ok, result.num_failed) == (90, 10)
+    errors = tmp_path / f"out.errors.{ending}"
+    if ending == "parquet":
+        good, bad = pq.read_table(output).to_pylist(), pq.read_table(errors).to_pylist()
+        assert {one["status"] for one in good} == {"ok"}
+        assert all("poison" in one["error_message"] for one in bad)
+        assert all(one["text"] is None for one in bad)
+        assert [one["extra"] for one in bad] == list(range(3, 100, 10))
+    else:
+        unpack = gzip.decompress if ending.endswith("gz") else _unzst
+        raw = [unpack(one.read_bytes()) for one in (output, errors)]
+        good, bad = ([json.loads(line) for line in one.splitlines()] for one in raw)
+        assert all(one["error"] for one in bad)
+    assert [one["custom_id"] for one in good] == [f"id-{n}" for n in range(100) if n % 10 != 3]
+    assert [one["custom_id"] for one in bad] == [f"id-{n}" for n in range(3, 100, 10)]
+    assert verify_run(RunDir.of_output(output)).problems == []
+    # Answered again, they are answers, and the other file is empty, not gone.
+    assert forget_failures(RunDir.of_output(output)) == 10
+    assert run(source, output, **options).num_failed == 10
+    errors.unlink()
+    assert "there is no output" in verify_run(RunDir.of_output(output)).problems[0]
+
+
+def _unzst(data: bytes) -> bytes:
+    return zstandard.ZstdDecompressor().stream_reader(data).read()

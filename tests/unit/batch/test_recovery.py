@@ -628,6 +628,37 @@ def test_a_paused_owner_loses_its_shard_and_nothing_else(tmp_path: Path, run: Ru
     assert verify_run(run_dir).problems == []
 
 
+def test_a_straggler_s_shard_is_taken_over_and_committed_once(
+    tmp_path: Path, run: Run, engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lives, beats, and works: only slowly. Both answer the rest of its shard; one counts."""
+    monkeypatch.setattr("hpcserve.batch.lease._STRAGGLER_S", 0.5)
+    source = _write(tmp_path / "in.jsonl", 2000)
+    run(source, tmp_path / "alone.jsonl", shard_rows=256)
+    output = tmp_path / "out.jsonl"
+    run_dir = RunDir.of_output(output)
+    slow = _child(source, output, 1.5)
+    while not (run_dir.leases.is_dir() and any(run_dir.leases.glob("[0-9]*"))):
+        time.sleep(0.02)
+    held = {one.name for one in run_dir.leases.glob("[0-9]*")}
+    engine.answered.clear()
+    assert run(source, output, shard_rows=256).num_ok == 2000
+    assert slow.poll() is None, "it was no straggler"
+    assert held & {f"{number:06d}" for number in run_dir.committed()} == held
+    wanted = output.read_bytes()
+    assert slow.stderr is not None
+    said = slow.stderr.read()
+    slow.stderr.close()
+    assert slow.wait() == 0, said
+    assert wanted == output.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    assert verify_run(run_dir).problems == []
+    workers = status.of_run(run_dir)["workers"]
+    rows = {one["name"].split("-")[-1]: one["num_rows"] for one in workers}
+    assert sum(rows.values()) >= 2000
+    # It did not go on with what the other had committed.
+    assert min(rows.values()) < 256
+
+
 # ---------------------------------------------------------------- proofs
 
 
@@ -665,6 +696,7 @@ def test_the_report_is_one_page_with_plots(tmp_path: Path, run: Run, source: Pat
     run_dir = RunDir.of_output(tmp_path / "out.jsonl")
     page = run_dir.html_report.read_text(encoding="utf-8")
     assert page.count("<svg") >= 3
+    assert '<td><span style="color:hsl(210 60% 45%)">' in page
     assert "http" not in page
     report = json.loads(run_dir.report.read_bytes())
     assert report["num_ok"] == 500

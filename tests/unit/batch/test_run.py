@@ -117,6 +117,27 @@ def test_a_refused_request_has_openai_s_error_body(tmp_path: Path, run: Run) -> 
     assert "100 tokens" in error["message"]
 
 
+def test_a_file_of_embeddings_alone_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, run: Run, engine: Any
+) -> None:
+    rows = [{**_chat(n, "x"), "url": "/v1/embeddings"} for n in range(30)]
+    source = _write(tmp_path / "in.jsonl", rows)
+    with pytest.raises(InputError, match=r"/v1/embeddings: .* need a server of an embedding model"):
+        run(source, tmp_path / "out.jsonl")
+    assert engine.num_started == 0
+    # Among others they are failed rows, and the others are answered.
+    _write(source, [*rows, _chat(99, "text")])
+    result = run(source, tmp_path / "out.jsonl")
+    assert (result.num_ok, result.errors) == (1, {"unsupported_url": 30})
+
+
+@pytest.mark.parametrize("column", ["url", "custom_id"])
+def test_ids_may_be_in_any_column(tmp_path: Path, run: Run, column: str) -> None:
+    source = _write(tmp_path / "in.jsonl", [{column: f"x{n}", "prompt": "a"} for n in range(3)])
+    run(source, tmp_path / "out.jsonl", id_column=column, prompt_column="prompt")
+    assert [line["custom_id"] for line in _read(tmp_path / "out.jsonl")] == ["x0", "x1", "x2"]
+
+
 def test_hostile_lines(tmp_path: Path, run: Run) -> None:
     """BOM, CRLF, blank lines, U+2028 inside text, NULs, deep nesting, no newline at the end."""
     lines = [
@@ -205,7 +226,7 @@ def test_a_damaged_archive_is_refused_before_anything_runs(
     source = tmp_path / "in.jsonl.gz"
     data = gzip.compress(b"".join(b'{"prompt": "a %d"}\n' % n for n in range(40_000)))
     source.write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"cannot read on in .*in.jsonl.gz"):
+    with pytest.raises(InputError, match=r"cannot read the input .*in.jsonl.gz"):
         run(source, tmp_path / "out.jsonl")
     assert [one.name for one in tmp_path.iterdir()] == ["in.jsonl.gz"]
     assert engine.num_started == 0

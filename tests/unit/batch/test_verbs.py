@@ -79,6 +79,12 @@ def test_resume_is_the_first_command_from_where_it_was_given(
     assert Path.cwd() == tmp_path / "elsewhere"
 
 
+def test_a_misspelt_verb_is_no_input(batch: Batch) -> None:
+    result = batch("statsu", "out.jsonl")
+    assert result.exit_code == 2
+    assert "did you mean `batch status`?" in result.stderr
+
+
 def test_no_such_run(batch: Batch) -> None:
     result = batch("status", "nothing")
     assert result.exit_code == 2
@@ -171,13 +177,24 @@ def test_jobs_start_the_same_command_beside_this_one(
 
     monkeypatch.setattr(subprocess, "Popen", Child)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    (tmp_path / "out.jsonl").write_text("old")
     config = BatchConfig(inputs=("i",), output=str(tmp_path / "out.jsonl"), jobs=3, fresh=True)
     words = ["i", "-o", "out.jsonl", "--jobs", "3", "--fresh"]
-    with other_workers(words, config) as mine:
+    begun: list[int] = []
+
+    def begin() -> bool:
+        begun.append(len(started))
+        RunDir.of_output(tmp_path / "out.jsonl").create()
+        return True
+
+    with other_workers(words, config, begin) as mine:
         assert not mine.fresh
+    assert begun == [0]  # once, and before anyone is started
     assert [command[-3:] for command, _ in started] == [["i", "-o", "out.jsonl"]] * 2
     assert [gpus for _, gpus in started] == ["5", "6"]
-    assert not (tmp_path / "out.jsonl").exists()
-    with pytest.raises(ConfigError, match="stdin"), other_workers([], BatchConfig(inputs=("-",))):
+    pipe = BatchConfig(inputs=("-",))
+    with pytest.raises(ConfigError, match="stdin"), other_workers([], pipe, begin):
         pass
+    started.clear()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    with other_workers(words, config, lambda: False):
+        assert started == []  # the run is complete

@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 
 import pytest
 
+from hpcserve.bench import startup
 from hpcserve.cli.main import main
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -152,7 +154,14 @@ def test_startup_of_another_server(bench):
     assert "the server reports no phases" in out
 
 
-def test_startup_that_fails_shows_the_servers_words(bench):
+def test_startup_that_fails_shows_the_servers_words(bench, monkeypatch):
+    read_log = startup._read_log
+
+    def late(process):
+        time.sleep(0.3)  # the end may be seen before the words are read
+        read_log(process)
+
+    monkeypatch.setattr(startup, "_read_log", late)
     server = shlex.join([sys.executable, "-c", "print('no such model'); raise SystemExit(3)"])
     code, _, _, err = bench("startup", "--command", server)
     assert code == 1

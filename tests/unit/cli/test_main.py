@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from hpcserve import __version__
+from hpcserve import __version__, envs
 from hpcserve.cli import main as main_module
 from hpcserve.cli.main import main
 from hpcserve.errors import ModelNotFoundError
@@ -52,6 +52,12 @@ def test_help(args: list[str]) -> None:
     assert "Usage:" in result.output
 
 
+def test_help_names_the_environment() -> None:
+    text = CliRunner().invoke(main, ["--help"]).output
+    for variable in envs.all_variables():
+        assert variable.name in text
+
+
 def test_help_shows_sections_defaults_and_choices() -> None:
     text = " ".join(CliRunner().invoke(main, ["serve", "--help"]).output.split())
     assert "Server:" in text
@@ -72,6 +78,7 @@ def test_help_shows_sections_defaults_and_choices() -> None:
         (["serve", "--port", "x"], "expected a whole number, not 'x'"),
         (["serve", "--page-size", "3"], "'3' is not one of 1, 16, 64"),
         (["serve", "--tp", "0"], "tp_size is 0"),
+        (["serve", "--port", "70000"], "port is 70000"),
         (["serve", "--config", "/none.yaml"], "/none.yaml"),
         (["serve", "a", "--model", "b"], "the model is given twice"),
         (["batch"], "no INPUT"),
@@ -109,6 +116,15 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HPCSERVE_LOG_LEVEL", "DEBUG")
     result = CliRunner().invoke(main, ["serve"])
     assert "Traceback" in result.stderr
+
+
+def test_debug_does_not_show_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPCSERVE_LOG_LEVEL", "DEBUG")
+    monkeypatch.setenv("HPCSERVE_API_KEY", "secret")
+    result = CliRunner().invoke(main, ["serve", "--tp", "0"])
+    assert "option api_key = ... (environment variable HPCSERVE_API_KEY)" in result.stderr
+    assert "option tp_size = 0 (command line)" in result.stderr
+    assert "secret" not in result.stderr
 
 
 def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:

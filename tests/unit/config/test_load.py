@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from hpcserve.config.batch import BatchConfig, RowDefaults
 from hpcserve.config.cluster import ClusterConfig
+from hpcserve.config.declared import declared_in
+from hpcserve.config.engine import EngineConfig
 from hpcserve.config.job import JobConfig
 from hpcserve.config.layers import EVERYTHING
 from hpcserve.config.load import (
@@ -13,7 +16,6 @@ from hpcserve.config.load import (
     Setting,
     build,
     build_engine,
-    declared_in,
     resolve,
 )
 from hpcserve.config.server import ServerConfig
@@ -77,6 +79,29 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, message: str) -> Non
         resolve(ALL, given={}, file=_file(tmp_path, text), environ={})
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "name", "expected"),
+    [
+        ("HPCSERVE_MAX_MODEL_LEN", "77", "context_length", 77),
+        ("HPCSERVE_TENSOR_PARALLEL_SIZE", "4", "tp_size", 4),
+        ("HPCSERVE_DISABLE_RADIX_CACHE", "true", "enable_radix_cache", False),
+        ("HPCSERVE_DISABLE_RADIX_CACHE", "0", "enable_radix_cache", True),
+    ],
+)
+def test_a_variable_may_use_either_dialect(
+    variable: str, value: str, name: str, expected: object
+) -> None:
+    settings = resolve(ALL, given={}, environ={variable: value})
+    assert settings[name] == Setting(expected, f"environment variable {variable}")
+
+
+def test_two_variables_for_one_option_must_agree() -> None:
+    environ = {"HPCSERVE_TP_SIZE": "4", "HPCSERVE_TENSOR_PARALLEL_SIZE": "4"}
+    assert resolve(ALL, given={}, environ=environ)["tp_size"].value == 4
+    with pytest.raises(ConfigError, match=r"tp_size: .*HPCSERVE_TP_SIZE .*differ"):
+        resolve(ALL, given={}, environ={**environ, "HPCSERVE_TP_SIZE": "2"})
+
+
 def test_a_wrong_variable_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"HPCSERVE_PORT.*whole number"):
         resolve(ALL, given={}, environ={"HPCSERVE_PORT": "http"})
@@ -88,10 +113,45 @@ def test_a_refused_value_says_where_it_was_written(tmp_path: Path) -> None:
         build_engine(settings)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "bf16"}, "option dtype: 'bf16' is not one of auto"),
+        ({"load_format": "x"}, "option load_format"),
+        ({"device": "tpu"}, "option device"),
+        ({"max_num_seqs": 1.5}, "option max_num_seqs: expected a whole number, not 1.5"),
+        ({"tp": "two"}, "option tp: expected a whole number, not 'two'"),
+        ({"disable_radix_cache": "perhaps"}, "option disable_radix_cache: expected true or false"),
+        ({"cpu_threads": 0}, "cpu_threads is 0"),
+        ({"cuda_graph_max_bs": 0}, "cuda_graph_max_bs is 0"),
+        ({"target_itl": float("nan")}, "target_itl is nan"),
+        ({"watchdog_timeout": float("nan")}, "watchdog_timeout is nan"),
+        ({"max_modellen": 5}, "did you mean 'max_model_len'"),
+    ],
+)
+def test_keywords_are_checked_as_flags_are(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        EngineConfig.from_options(options)
+
+
+def test_keywords_take_text_as_files_do() -> None:
+    config = EngineConfig.from_options({"tp": "2", "disable_radix_cache": "true"})
+    assert (config.parallel.tp_size, config.cache.enable_radix_cache) == (2, False)
+    assert config.replace(enable_prefix_caching=True).cache.enable_radix_cache
+
+
+@pytest.mark.parametrize(
+    "options", [{"port": 65536}, {"port": -1}, {"drain_timeout_s": -1.0}, {"api_workers": 0}]
+)
+def test_a_server_that_cannot_be_is_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        ServerConfig(**options)
+
+
 def test_no_two_configs_share_an_option() -> None:
     """Names and flags are one space: HPCSERVE_<NAME>, YAML keys, the command line."""
     seen: dict[str, str] = {}
-    for declared in declared_in(ALL):
+    for declared in declared_in(EVERYTHING):
         for name in {*declared.keywords, *declared.off_keywords}:
             assert name not in seen, f"{name}: {declared.name} and {seen[name]}"
             seen[name] = declared.name

@@ -1,5 +1,6 @@
 """The cache of compiled code, over a made-up flashinfer."""
 
+import importlib.metadata
 import re
 import sys
 import threading
@@ -157,6 +158,20 @@ def test_a_flashinfer_that_cannot_be_loaded_is_left_out(place, monkeypatch, erro
     assert choose("auto").__name__ == "TritonAttention"
     with pytest.raises(ConfigError, match=re.escape(str(error))):
         choose("flashinfer")
+
+
+def test_a_flashinfer_without_a_version_is_left_out(place, monkeypatch):
+    """A checkout on the path, say: its folder of compiled modules has no name."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+
+    def version(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    chosen = attention_choice.choose_attention(
+        "auto", device=torch.device("cuda"), page_size=16, head_dim=128, dtype=torch.bfloat16
+    )
+    assert chosen.__name__ == "TritonAttention"
 
 
 class FakeJit(ModuleType):

@@ -34,3 +34,14 @@ def test_mistakes_have_names(tmp_path):
     with pytest.raises(EngineError, match="already"):
         profiler.start(tmp_path)
     assert profiler.stop().is_file()
+
+
+def test_a_folder_that_goes_away_ends_the_profile_alone(tmp_path):
+    profiler = StepProfiler()
+    folder = tmp_path / "scratch"
+    profiler.start(folder)
+    folder.rmdir()
+    with pytest.raises(EngineError, match="cannot write"):
+        profiler.stop()
+    profiler.start(tmp_path)
+    assert profiler.stop().is_file()

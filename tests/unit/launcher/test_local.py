@@ -94,3 +94,28 @@ def test_local_supervisor_that_is_killed_is_noticed(submit):
     while not status(find(job_id), thorough=True).state.over and time.monotonic() < deadline:
         time.sleep(0.1)
     assert status(find(job_id), thorough=True).cause
+
+
+def test_debug_runs_in_the_foreground_until_ctrl_c(submit, tmp_path):
+    words = ["submit", "--launcher", "debug", "--model", str(tmp_path), "--host", "127.0.0.1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hpcserve", *words, "--engine-command", ENGINE, "-J", "shown"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "ready at" in line:
+            break
+    assert lines[0].split() == ["job", f"local-{process.pid}", "shown"]
+    run("wait", "shown", "--timeout", "10")
+    assert status(find("shown"), thorough=True).state.value == "ready"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    rest, _ = process.communicate(timeout=20)
+    assert "draining" in rest
+    assert process.returncode == 0
+    assert str(status(find("shown")).cause).startswith("cancelled")
+    assert "ready at" in run("logs", "shown")

@@ -31,12 +31,16 @@ FABRICS = ("auto", "efa", "ib", "roce", "slingshot", "tcp")
 CASES = [
     *((*case, "serve") for case in itertools.product(IMAGES, FABRICS)),
     *((runtime, "auto", "batch") for runtime in IMAGES),
+    ("none", "auto", "batch-jobs"),
 ]
+#: Of `hpcserve batch --jobs 4 --fresh`, a job array.
+ARRAY = {"jobs": 4, "fresh": True, "continue_with": "requeue", "prompt_template": "/shared/a.j2"}
 
 
 def script(runtime: str, fabric: str, kind: str = "serve") -> str:
     request = request_for(
-        kind,
+        kind.partition("-")[0],
+        **(ARRAY if kind == "batch-jobs" else {}),
         tp_size=16,
         nodes=2,
         fabric=fabric,
@@ -173,10 +177,10 @@ def test_key_never_stands_in_the_script():
 def test_own_template_is_used_and_a_wrong_one_named(tmp_path):
     mine = tmp_path / "mine.j2"
     mine.write_text("#!/bin/bash\n# ours\n{{ run_dir | q }}\n")
-    assert "# ours\n/shared/runs/job\n" in render_script(request_for(template=str(mine)))
+    assert "# ours\n/shared/runs/job\n" in render_script(request_for(sbatch_template=str(mine)))
     mine.write_text("{{ nonsense }}")
     with pytest.raises(ConfigError, match="nonsense"):
-        render_script(request_for(template=str(mine)))
+        render_script(request_for(sbatch_template=str(mine)))
 
 
 def test_batch_script_runs_the_batch_verb():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import pytest
 from click.testing import CliRunner
 
 import hpcserve
+from hpcserve.cli import batch as cli_batch
+from hpcserve.cli._jobs import layered_settings
 from hpcserve.cli.main import main
-from hpcserve.config.load import declared_in
+from hpcserve.config.declared import declared_in
 from hpcserve.errors import SlurmError
 from hpcserve.launcher import slurm_query
 from hpcserve.launcher.base import JobState
@@ -120,7 +123,15 @@ def test_render_prints_the_script_alone(slurm):
     subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
 
 
-def test_render_batch_prints_what_batch_would_submit(slurm, tmp_path):
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """A folder with an input, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a b.jsonl").write_text('{"prompt": "one"}\n{"prompt": "two"}\n')
+    return tmp_path
+
+
+def test_render_batch_prints_what_batch_would_submit(slurm, tmp_path, rows):
     words = ["a b.jsonl", "-o", "out.jsonl", "--run-dir", str(tmp_path / "run"), "--top-k", "7"]
     shown = run("render", "batch", *words).stdout
     subprocess.run(["bash", "-n"], input=shown, text=True, check=True)
@@ -130,6 +141,77 @@ def test_render_batch_prints_what_batch_would_submit(slurm, tmp_path):
     assert not (tmp_path / "run").exists()
     run("batch", *words, "--launcher", "slurm")
     assert find("4711").job_dir.script.read_text() == shown
+
+
+ARRAY = ["batch", "a b.jsonl", "-o", "out.jsonl", "--launcher", "slurm"]
+
+
+def test_batch_jobs_are_a_job_array_whose_run_is_begun_once(slurm, rows):
+    said = run(*ARRAY, "--jobs", "3", "--sampling", "presence_penalty=0.5").stdout
+    assert "hpcserve batch status" in said
+    script = find("4711").job_dir.script.read_text()
+    assert "#SBATCH --array=0-2" in script
+    assert len(slurm.calls("sbatch")) == 1
+    assert [one.path.name for one in find("4711").job_dir.tasks()] == ["0", "1", "2"]
+    manifest = json.loads((rows / "out.jsonl.hpcserve" / "manifest.json").read_bytes())
+    assert manifest["argv"] == [*ARRAY[1:], "--jobs", "3", "--sampling", "presence_penalty=0.5"]
+    # A task runs the same run alone: it neither starts over nor starts workers of its own.
+    words = task_words(script)
+    assert words[:3] == [str(rows / "a b.jsonl"), "--output", str(rows / "out.jsonl")]
+    assert words[words.index("--jobs") + 1] == "1"
+    assert "--fresh" not in words
+
+
+def task_words(script):
+    """The words of `hpcserve batch` on a node."""
+    node = script.partition("\nnode=(")[2].partition("\n)\n")[0]
+    return shlex.split(node.partition("  --\n")[2])
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_starting_over_is_done_at_submission_and_by_no_task(slurm, rows, number, monkeypatch):
+    run(*ARRAY, "--jobs", number)
+    first = json.loads((rows / "out.jsonl.hpcserve" / "manifest.json").read_bytes())["run_id"]
+    (rows / "out.jsonl").write_text("the answers of before\n")
+    run(*ARRAY, "--jobs", number, "--overwrite", "--run-dir", str(rows / "second"))
+    again = json.loads((rows / "out.jsonl.hpcserve" / "manifest.json").read_bytes())["run_id"]
+    assert first != again
+    words = task_words(find("4711").job_dir.script.read_text())
+    assert "--no-fresh" in words
+    # What the task does with a variable that is meant for the submission: nothing.
+    monkeypatch.setenv("HPCSERVE_FRESH", "1")
+    monkeypatch.setenv("HPCSERVE_JOBS", "5")
+    context = cli_batch.command.make_context("batch", words)
+    settings = layered_settings(context, BATCH_CONFIGS, None, None)
+    assert (settings["fresh"].value, settings["jobs"].value) == (False, 1)
+
+
+def test_mistakes_are_refused_before_anything_is_queued(slurm, rows):
+    (rows / "twice.jsonl").write_text('{"id": "x", "prompt": "one"}\n' * 2)
+    for words, said in (
+        (["nothing.jsonl", "-o", "out.jsonl"], "no input file nothing.jsonl"),
+        (["twice.jsonl", "-o", "out.jsonl"], "line 1, line 2"),
+        (["a b.jsonl", "-o", "out.docx"], "known endings"),
+        (["a b.jsonl", "-o", "no/out.jsonl"], "no folder no"),
+        (["a b.jsonl", "-o", "out.jsonl", "--jobs", "2", "--replicas", "3"], "the same"),
+    ):
+        assert said in run("batch", *words, "--launcher", "slurm", code=2).output
+    assert slurm.calls("sbatch") == []
+
+
+def test_a_model_that_lies_on_the_nodes_only_is_no_obstacle(slurm, rows):
+    (rows / "out.jsonl").write_text("old\n")
+    run(*ARRAY, "--jobs", "2", "--model", "org/elsewhere", "--fresh")
+    assert not (rows / "out.jsonl.hpcserve" / "manifest.json").exists()
+    assert not (rows / "out.jsonl").exists()  # no task may take it for somebody else's
+    assert len(slurm.calls("sbatch")) == 1
+
+
+def test_a_run_that_is_complete_is_not_submitted_again(slurm, rows):
+    run(*ARRAY[:-2], "--launcher", "local", "--max-tokens", "2")
+    done = run(*ARRAY, "--jobs", "4", "--max-tokens", "2")
+    assert "complete" in done.output
+    assert slurm.calls("sbatch") == []
 
 
 @pytest.mark.parametrize("configs", [SERVE_CONFIGS, BATCH_CONFIGS])
@@ -315,7 +397,38 @@ def test_every_cluster_preset_renders(slurm, preset):
     assert f"cluster preset {preset.stem}" in text
 
 
+def test_a_saved_preset_gives_the_same_script(slurm, tmp_path):
+    words = ["--tp", "2", "--no-auth", "--mount", "/a:/b", "--mount", "/c:/d", "--time", "1:00"]
+    saved = run("presets", "save", "my-70b", "org/m", "--about", "ours: 2 GPUs", *words)
+    assert "no-auth" not in saved.stdout  # by the option's own name
+    path = tmp_path / ".config/hpcserve/presets/my-70b.yaml"
+    assert saved.stdout == path.read_text()
+    assert "ours: 2 GPUs" in run("presets", "list").stdout
+    assert run("presets", "show", "my-70b").stdout == path.read_text()
+
+    def script(*more):
+        text = run("render", "submit", "--run-dir", "/r", *more).stdout
+        return [line.partition("  # ")[0] for line in text.splitlines() if line[:4] != "#   "]
+
+    assert script("--preset", "my-70b") == script("org/m", *words)
+    again = run("presets", "save", "my-70b", "org/other", code=2)
+    assert "--force replaces it" in again.stderr
+    run("presets", "save", "my-70b", "--preset", "my-70b", "--tp", "4", "--force")
+    assert "tp: 4" in path.read_text() and "model: org/m" in path.read_text()
+
+
+def test_a_preset_keeps_what_is_not_its_own_out(slurm, monkeypatch):
+    monkeypatch.setenv("HPCSERVE_CONTEXT_LENGTH", "512")
+    words = ["--api-key", "secret", "--run-dir", "/r", "--cluster", "efa-p5", "--tp", "2"]
+    text = run("presets", "save", "small", *words).stdout
+    assert text.splitlines()[1:] == ["tp: 2"]
+    assert "no name for a preset" in run("presets", "save", "a/b", code=2).stderr
+
+
 LIGHT = [
+    "submit org/m --nodes 2 --tp 16",
+    "ps",
+    "status 4711",
     "ps --json",
     "presets list --json",
     "cluster show",
@@ -324,7 +437,9 @@ LIGHT = [
 
 
 @pytest.mark.parametrize("words", LIGHT)
-def test_commands_are_light(slurm, words):
+def test_commands_take_less_than_a_second(slurm, words):
+    run("submit", "org/model")
+    slurm.says("squeue", stdout=QUEUE.format(state="RUNNING"))
     code = (
         "import sys; from hpcserve.cli.main import main\n"
         f"try: main({words.split()!r})\n"
@@ -332,10 +447,16 @@ def test_commands_are_light(slurm, words):
         "heavy = {'torch', 'transformers', 'pyarrow', 'fastapi'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, env=dict(os.environ)
-    )
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1.0
+    took, worked = [], []
+    while len(took) < 5 and min(took, default=9.0) > 1.0:  # other tests keep the machine busy
+        begun, before = time.monotonic(), os.times()
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, env=dict(os.environ)
+        )
+        after = os.times()
+        took.append(time.monotonic() - begun)
+        worked.append(after.children_user + after.children_system)
+        worked[-1] -= before.children_user + before.children_system
+    assert min(worked) < 0.8
+    if os.getloadavg()[0] < 2 * (os.cpu_count() or 1):
+        assert min(took) < 1.0

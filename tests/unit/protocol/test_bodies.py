@@ -70,12 +70,20 @@ def test_unknown_fields_are_tolerated_but_not_known_unsupported_ones():
         ("modalities", ["text", "audio"], "modalities"),
         ("top_logprobs", 2, "top_logprobs"),
         ("continue_final_message", True, "continue_final_message"),
+        ("priority", 2**31, "priority"),
+        ("truncate_prompt_tokens", 5, "truncate_prompt_tokens"),
+        ("echo", True, "echo"),
+        ("chat_template", "{{ x }}", "chat_template"),
     ],
 )
 def test_errors_name_the_field(field, value, param):
     with pytest.raises(InvalidParameterError) as caught:
         parse_body(ChatBody, {"messages": USER, field: value}).check()
     assert caught.value.param == param
+
+
+def test_echo_is_a_field_of_completions():
+    parse_body(CompletionBody, {"prompt": "a", "echo": True}).check()
 
 
 def test_broken_json():
@@ -117,6 +125,16 @@ def test_native_fields():
         body.params_of_each(3)
 
 
+def test_nulls_of_the_native_api_are_defaults():
+    names = ("temperature", "top_p", "top_k", "stop", "ignore_eos", "n", "min_new_tokens")
+    nulls = {"sampling_params": dict.fromkeys(names), "stream": None, "return_logprob": None}
+    body = parse_body(GenerateBody, {"text": "a", "return_text_in_logprobs": None, **nulls})
+    assert body.params_of_each(1) == [SamplingParams(max_tokens=128)]
+    assert not body.stream
+    body = parse_body(GenerateBody, {"text": "a", "sampling_params": {"max_new_tokens": None}})
+    assert body.params_of_each(1) == [SamplingParams()]
+
+
 @pytest.mark.parametrize(
     ("body", "text"),
     [
@@ -127,6 +145,8 @@ def test_native_fields():
         ({"text": "a", "sampling_params": {"max_tokens": 3}}, "'max_tokens'"),
         ({"text": "a", "sampling_params": {"regex": "a", "ebnf": "b"}}, "regex"),
         ({"text": "a", "image_data": "x.png"}, "image_data"),
+        ({"text": "a", "audio_data": "x.wav"}, "audio_data"),
+        ({"text": "a", "priority": 2**70}, "priority"),
     ],
 )
 def test_native_errors(body, text):

@@ -8,7 +8,7 @@ from hpcserve.errors import InvalidParameterError
 from hpcserve.grammar import Grammar
 from hpcserve.protocol.body import parse_body, sampling_params
 from hpcserve.protocol.generate import GenerateSampling
-from hpcserve.protocol.grammars import after_thinking
+from hpcserve.protocol.grammars import after_thinking, forced_tool_call
 from hpcserve.protocol.openai import ChatBody, CompletionBody
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -100,6 +100,12 @@ def test_both_notations_of_a_structural_tag():
         ({"guided_choice": [""]}, "choice", "not empty"),
         ({"structured_outputs": {"lark": "x"}}, "structured_outputs", "'lark' is not supported"),
         ({"regex": 5}, "regex", "valid string"),
+        ({"structured_outputs": {"regex": 5}}, "regex", "it is a int"),
+        ({"structured_outputs": {"grammar": ["a"]}}, "ebnf", "it is a list"),
+        ({"structured_outputs": {"choice": 5}}, "choice", "list of texts"),
+        ({"structured_outputs": {"choice": "ab"}}, "choice", "list of texts"),
+        ({"structural_tag": {"structures": 5}}, "structural_tag", "structures is a list"),
+        ({"structural_tag": {"structures": [5]}}, "structural_tag", "structures is a list"),
     ],
 )
 def test_refused(fields, param, words):
@@ -162,3 +168,10 @@ def test_thinking_comes_first(grammar, content):
 def test_a_call_of_nothing(choice):
     with pytest.raises(InvalidParameterError, match="look_up, stop"):
         forced(tool_choice=choice)
+
+
+@pytest.mark.parametrize("tool", [{}, {"function": "f"}, {"function": {"name": 5}}])
+def test_a_forced_call_needs_tools_with_names(tool):
+    with pytest.raises(InvalidParameterError, match="a tool is") as refused:
+        forced_tool_call([tool], "required")
+    assert refused.value.param == "tools"

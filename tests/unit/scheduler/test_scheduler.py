@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hpcserve.config.scheduler import SchedulerConfig
+from hpcserve.engine.core_outputs import by_frontend
 from hpcserve.engine.executor import StepHandle
 from hpcserve.errors import ContextLengthError, EngineError, QueueFullError
 from hpcserve.fake_worker import FakeExecutor, expected_tokens
-from hpcserve.ipc.messages import EngineCoreRequest
+from hpcserve.ipc.messages import EngineCoreRequest, ModelRunnerOutput, TokenLogprobs
 from hpcserve.kvcache.no_reuse import NoReuse
 from hpcserve.kvcache.radix import RadixCache
 from hpcserve.sampling_params import SamplingParams
@@ -367,6 +368,23 @@ def test_prompt_logprobs_make_no_step_of_decodes_eager() -> None:
     prompt, *decodes = [bench.scheduler.schedule() for _ in range(4)]
     assert (len(prompt.slots), prompt.num_decodes) == (1, 0)
     assert [step.num_decodes for step in decodes] == [1, 1, 1]
+
+
+def test_prompt_logprobs_leave_once_though_a_retracted_prompt_is_computed_again() -> None:
+    bench = make_bench()
+    bench.add(0, list(range(5)), 9, prompt_logprobs=0)
+    scheduler, [request] = bench.scheduler, bench.scheduler.requests
+    sent = []
+    for token in (11, 12):
+        step = scheduler.schedule()
+        count = int(step.num_scheduled[0]) - 1
+        entries = [TokenLogprobs(-float(position), [], []) for position in range(count)]
+        output = ModelRunnerOutput(step.step_id, np.array([token], np.int32), None, {0: entries})
+        [message] = by_frontend(scheduler.update(output), output).values()
+        sent.append(message.prompt_logprobs)
+        scheduler._retract(request)
+    assert [len(entries) for _, entries in sent[0]] == [4]
+    assert sent[1] is None
 
 
 def test_flush_cache_frees_every_page() -> None:

@@ -43,6 +43,7 @@ def test_health(serve):
     async def scenario(served):
         for path in ("/health", "/ping", "/health_generate"):
             assert (await served.http.get(path)).status_code == 200
+        assert (await served.http.head("/health")).status_code == 200  # as some balancers ask
         assert len(served.core.seen) == 1
         await served.client.drain(1)
         for path in ("/health", "/health_generate"):
@@ -68,6 +69,13 @@ def test_tokenize(serve):
         chat = {"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": False}
         assert (await served.post("/tokenize", chat))["tokens"][0] == 256
         await served.post("/tokenize", {}, expect=400)
+        for name in ("messages", "tools", "add_generation_prompt"):
+            found = await served.post(
+                "/tokenize", {**chat, "chat_template_kwargs": {name: 1}}, expect=400
+            )
+            assert name in found["error"]["message"]
+        chat["chat_template_kwargs"] = {"self": 1}
+        await served.post("/tokenize", chat)
         assert (await served.post("/detokenize", {"tokens": [104, 105]}))["text"] == "hi"
         assert (await served.post("/detokenize", {"tokens": [[104], [105]]}))["text"] == ["h", "i"]
         await served.post("/detokenize", {"tokens": [-1]}, expect=400)
@@ -99,8 +107,9 @@ def test_api_key(serve):
             found = await served.http.get("/v1/models", headers=raw)
             assert found.status_code == 401
             assert found.json()["error"]["code"] == "invalid_api_key"
-        right = {"Authorization": "Bearer schlüssel".encode()}
-        assert (await served.http.get("/v1/models", headers=right)).status_code == 200
+        for scheme in ("Bearer", "bearer"):  # its case does not matter (RFC 9110, 11.1)
+            right = {"Authorization": f"{scheme} schlüssel".encode()}
+            assert (await served.http.get("/v1/models", headers=right)).status_code == 200
         assert (await served.http.get("/health")).status_code == 200
 
     serve(scenario, server={"api_key": "schlüssel"})

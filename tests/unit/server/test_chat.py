@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -163,6 +164,39 @@ def test_reasoning(serve):
 
 
 @pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 50_000}]}),
+        ("/v1/completions", {"prompt": ["a", "x" * 50_000]}),
+        ("/generate", {"text": "x" * 50_000}),
+    ],
+)
+def test_a_prompt_far_too_long_is_refused_at_once(serve, path, body):
+    async def scenario(served):
+        found = await served.post(path, body, expect=400)
+        assert found["error"]["code"] == "context_length_exceeded"
+        assert re.search(r"at least 327\d\d tokens", found["error"]["message"])  # 8 x 4,096
+
+    serve(scenario)
+
+
+def test_what_stands_around_the_prompt(serve):
+    async def scenario(served):
+        body = {"messages": USER, "max_tokens": 1}
+        prompts = {}
+        for more in ({}, {"add_generation_prompt": False}, {"add_generation_prompt": None}):
+            await served.post("/v1/chat/completions", {**body, **more})
+            ids = [int(number) for number in served.core.seen[-1].prompt_token_ids]
+            prompts[str(more)] = bytes(number for number in ids if number < 256)
+        with_it, without, null = prompts.values()
+        assert with_it == null == without + b"assistant\n"
+        kwargs = {"chat_template_kwargs": {"self": 1}}
+        await served.post("/v1/chat/completions", {**body, **kwargs})
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
     ("body", "status", "text"),
     [
         ({"messages": []}, 400, "messages"),
@@ -171,7 +205,10 @@ def test_reasoning(serve):
         ({"messages": USER, "max_tokens": 5000}, 400, "5000"),
         ({"messages": USER, "temperature": -1}, 400, "temperature"),
         ({"messages": USER, "n": 999}, 400, "n: 999"),
-        ({"messages": USER, "response_format": {"type": "xml"}}, 400, "response_format"),
+        ({"messages": USER, "response_format": {"type": "yaml"}}, 400, "response_format"),
+        ({"messages": USER, "top_k": 2**70}, 400, "top_k"),
+        ({"messages": USER, "min_tokens": 2**70}, 400, "min_tokens"),
+        ({"messages": USER, "priority": 2**70}, 400, "priority"),
     ],
 )
 def test_errors_have_openais_form(serve, body, status, text):

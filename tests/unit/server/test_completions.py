@@ -1,4 +1,17 @@
 import json
+from types import SimpleNamespace
+
+import pytest
+
+from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
+from hpcserve.fake_engine import write_byte_tokenizer
+from hpcserve.ipc.messages import EngineCoreOutputs, TokenLogprobs
+from hpcserve.protocol.adapter import ResponseHead, completion_inputs
+from hpcserve.protocol.body import parse_body
+from hpcserve.protocol.chunks import DONE
+from hpcserve.protocol.openai import CompletionBody
+from hpcserve.server.completions import _Events
+from hpcserve.tokenizer.tokenizer import Tokenizer
 
 
 def events(text):
@@ -72,6 +85,27 @@ def test_logprobs_of_the_prompt_alone(serve):
         assert chunk["choices"][0]["logprobs"] == found
 
     serve(scenario)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_every_answer_echoes_the_logprobs_of_the_prompt(tmp_path, order):
+    """Also one whose first token comes in a later step than another's."""
+    tokenizer = Tokenizer.load(write_byte_tokenizer(tmp_path))
+    body = parse_body(CompletionBody, {"prompt": "ab", "echo": True, "logprobs": 0, "n": 2})
+    prompts = completion_inputs(body, tokenizer)
+    context = SimpleNamespace(tokenizer=tokenizer)
+    written = _Events(body, prompts, context, ResponseHead.new("cmpl", "m"))
+    processor = OutputProcessor()
+    request = OpenRequest("name", list(b"ab"), prompts[0].params, tokenizer, streams=True)
+    ids = [answer.request_id for answer in processor.open(request)]
+    logprobs = TokenLogprobs(-0.5, [], [])
+    texts = {}
+    for index in order:
+        step = EngineCoreOutputs([ids[index]], [99], [], [logprobs], [(ids[index], [logprobs])])
+        processor.process(step)
+        [chunk] = events((written.write(0, request.take()) + DONE).decode())
+        texts[index] = chunk["choices"][0]["logprobs"]["tokens"]
+    assert texts == {0: list("abc"), 1: list("abc")}
 
 
 def test_logprobs_of_the_answer(serve):

@@ -1,14 +1,19 @@
 """Several HTTP processes in front of one engine."""
 
+import asyncio
 import contextlib
 import json
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import httpx
 import psutil
 import pytest
+
+from hpcserve.errors import EngineStartError
+from hpcserve.server import frontends as frontends_module
 
 ENDLESS = {"ignore_eos": True, "max_new_tokens": 3000}
 
@@ -64,6 +69,21 @@ def test_all_serve_and_ctrl_c_drains(start):
     assert "Traceback" not in err
 
 
+def test_sigterm_to_every_process_drains_as_well(start):
+    served = start(life=3)
+    with httpx.stream(
+        "POST", served.url + "/generate", json={"text": "a" * 20, "stream": True}
+    ) as r:
+        lines = r.iter_lines()
+        next(lines)
+        server = psutil.Process(served.process.pid)
+        for process in [server, *server.children(recursive=True)]:
+            process.terminate()
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    code, _, err = served.end()
+    assert code == 0, err
+
+
 def test_one_that_dies_is_started_again(start):
     served = start()
     gone = frontends(served)[0]
@@ -110,3 +130,46 @@ def test_a_killed_server_leaves_nobody(start):
     served.process.kill()
     gone, alive = psutil.wait_procs(children, timeout=10)
     assert len(gone) == 2 and not alive
+
+
+class MortalFrontend:
+    """Ends `num_lives` times; then `signals` come."""
+
+    index = 0
+
+    def __init__(self, num_lives, signals):
+        self.left, self.signals = num_lives, signals
+        self.num_spawned = 0
+
+    async def wait(self):
+        if not self.left:
+            self.signals.count = 1
+        self.left -= 1
+        return 1
+
+    async def spawn(self):
+        self.num_spawned += 1
+
+    async def connect(self, endpoint):
+        assert endpoint == "here"
+
+
+@pytest.mark.parametrize("young_s", [60.0, 0.0])
+def test_only_early_ends_in_a_row_end_the_server(monkeypatch, young_s):
+    monkeypatch.setattr(frontends_module, "_YOUNG_S", young_s)
+    monkeypatch.setattr(frontends_module, "_LAST_WORDS_S", 0.0)
+    signals = SimpleNamespace(count=0)
+    mortal = MortalFrontend(20, signals)
+
+    async def main():
+        replica = SimpleNamespace(endpoint="here")
+        client = SimpleNamespace(died=asyncio.Event(), dead=None, replicas=[replica])
+        await frontends_module._keep(mortal, client, signals)
+
+    if young_s:
+        with pytest.raises(EngineStartError, match="6 times in a row"):
+            asyncio.run(main())
+        assert mortal.num_spawned == 5
+    else:
+        asyncio.run(main())
+        assert mortal.num_spawned == 20

@@ -50,6 +50,10 @@ def test_lists(serve):
         chunks = await stream(served, {"input_ids": [[65, 66], [67]]})
         last = {chunk["index"]: chunk["text"] for chunk in chunks}
         assert last == {0: "AB", 1: "C"}
+        sampling = [{"max_new_tokens": 1, "n": 3}, {"max_new_tokens": 2}]
+        chunks = await stream(served, {"text": ["abc", "xyz"], "sampling_params": sampling})
+        last = {chunk["index"]: chunk["text"] for chunk in chunks}
+        assert last == {0: "a", 1: "a", 2: "a", 3: "xy"}
 
     serve(scenario)
 

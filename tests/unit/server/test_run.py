@@ -33,6 +33,21 @@ def test_serves_and_ctrl_c_drains(tmp_path, server_process):
     assert "Traceback" not in err
 
 
+def test_sigterm_to_every_process_drains_as_well(tmp_path, server_process):
+    """As SLURM sends it where it tracks processes by their parents."""
+    served = server_process(tmp_path, life=3)
+    body = {"text": "a" * 20, "stream": True}
+    with httpx.stream("POST", served.url + "/generate", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server = psutil.Process(served.process.pid)
+        for process in [*server.children(recursive=True), server]:
+            process.terminate()
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    code, _, err = served.end()
+    assert code == 0, err
+
+
 def test_drain_has_an_end(tmp_path, server_process):
     served = server_process(tmp_path, life=3, drain_s=0.1)
     body = {

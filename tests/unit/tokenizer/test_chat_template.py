@@ -117,3 +117,41 @@ def test_where_templates_are_found(tmp_path):
     assert find_templates(tmp_path, {}, replacement=own) == {"default": "d"}
     with pytest.raises(InputError, match=r"gone\.jinja"):
         find_templates(tmp_path, {}, replacement=tmp_path / "gone.jinja")
+
+
+def test_variables_may_have_any_name():
+    assert render("{{ self_ }}{{ context }}", self_=1, context=2) == "12"
+    template = ChatTemplate({"default": CHATML}, {})
+    assert template.render(USER, self=1, messages=2) == render(CHATML)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": 5},
+        {"role": "user", "content": {"type": "text", "text": "x"}},
+        {"role": "assistant", "content": "x", "tool_calls": 5},
+        {"role": "assistant", "content": "x", "tool_calls": "f()"},
+    ],
+)
+def test_messages_of_another_shape_are_refused(message):
+    with pytest.raises(InvalidParameterError, match=r"^messages: "):
+        render(CHATML, [message])
+
+
+@pytest.mark.parametrize("expression", ["1 // 0", "messages.pop(7)"])
+def test_whatever_a_template_raises_is_a_refusal(expression):
+    with pytest.raises(InvalidParameterError, match="refuses them"):
+        render("{{ " + expression + " | list }}")
+
+
+def test_named_templates_that_transformers_saves_are_found(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    theirs.chat_template = {"default": "plain", "tool_use": "with tools"}
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    template = ChatTemplate(find_templates(tmp_path, config), {})
+    assert (template.render(USER), template.render(USER, tools=TOOLS)) == ("plain", "with tools")

@@ -1,4 +1,5 @@
 import json
+import pickle
 import subprocess
 import sys
 
@@ -6,7 +7,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from hpcserve.errors import ContextLengthError, ModelNotFoundError, TokenizerError
+from hpcserve.errors import (
+    ContextLengthError,
+    InvalidParameterError,
+    ModelNotFoundError,
+    TokenizerError,
+)
 from hpcserve.tokenizer.tokenizer import Tokenizer as OurTokenizer
 
 
@@ -35,6 +41,33 @@ def test_round_trip(folder):
     assert len(ids) == len(text.encode())  # the file's truncation is off
     assert tokenizer.decode(ids) == text
     assert tokenizer.encode_batch([text, "a"]) == [ids, tokenizer.encode("a")]
+
+
+def test_half_a_surrogate_pair_is_a_wrong_prompt(folder):
+    tokenizer = OurTokenizer.load(folder)
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch(["a", text])):
+        with pytest.raises(InvalidParameterError, match=r"U\+D800.* at character 2") as caught:
+            encode("ab\ud800")
+        assert caught.value.param == "prompt"
+
+
+def test_a_text_far_too_long_is_not_tokenised_to_its_end(folder, monkeypatch):
+    tokenizer = OurTokenizer.load(folder)  # a token for each byte
+    tokenizer.max_tokens = 1000
+    sizes = []
+    encode = tokenizer.backend.encode
+    monkeypatch.setattr(
+        tokenizer.backend,
+        "encode",
+        lambda text, special: sizes.append(len(text)) or encode(text, special),
+    )
+    with pytest.raises(ContextLengthError, match=r"at least 8000 tokens.*1000") as caught:
+        tokenizer.encode("x" * 10**6)
+    assert sizes == [8000]
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert len(tokenizer.encode("x" * 8000)) == 8000, "whoever asked counts the tokens"
+    with pytest.raises(ContextLengthError):
+        tokenizer.encode_batch(["a", "x" * 10**6])
 
 
 def test_special_tokens(folder):
@@ -104,18 +137,3 @@ def test_import_is_light():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-
-
-def test_text_that_cannot_fit_is_refused_unread(folder, monkeypatch):
-    tokenizer = OurTokenizer.load(folder)
-    longest = len("<|end|>")
-    monkeypatch.setattr("hpcserve.tokenizer.tokenizer._LONG_TEXT", 100)
-    assert len(tokenizer.encode("a" * 1000)) == 1000  # nobody said how much could be used
-    tokenizer.max_tokens = 10
-    fits = "a" * (4 * longest * 11 - 1)  # for all that is known without reading it
-    assert len(tokenizer.encode(fits)) == len(fits)
-    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch(["a", text])):
-        with pytest.raises(ContextLengthError, match=r"has 11 tokens, .* length is 10"):
-            encode(fits + "a")
-    monkeypatch.setattr("hpcserve.tokenizer.tokenizer._LONG_TEXT", 1 << 18)
-    assert len(tokenizer.encode(fits + "a")) == len(fits) + 1

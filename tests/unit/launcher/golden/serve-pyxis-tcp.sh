@@ -19,6 +19,7 @@
 #   ib_hca = None  (command line)
 #   model = org/model  (command line)
 #   tp_size = 16  (command line)
+# Left to the site's defaults: --account, --partition, --time, --cpus-per-task, --mem
 # Before it is submitted by hand: mkdir -p -m 700 /shared/runs/job/logs
 # tp 16 crosses nodes of 8 GPUs: each layer waits for the network; --tp 8 --pp 2 sends far less between nodes
 

@@ -1,0 +1,44 @@
+"""From the port that the head's engine bound to the address that others reach it by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpcserve.launcher.files import read_json, write_json
+from hpcserve.launcher.job_dir import JobDir
+
+_EVERYWHERE = ("0.0.0.0", "::", "")
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """address: the head's, for an engine that listens on all of its own."""
+
+    job_dir: JobDir
+    incarnation: str
+    address: str
+
+    @property
+    def bound_file(self) -> Path:
+        """Where the engine itself writes host and port, in this run of the job."""
+        return self.job_dir.path / f".bound-{self.incarnation}.json"
+
+    def clear(self) -> None:
+        """Before the engine starts. The head alone may: it lies in the folder of all nodes, and
+        the engine may have written it by the time that a slower node comes here."""
+        self.bound_file.unlink(missing_ok=True)
+
+    def publish(self) -> None:
+        """Write server.json as soon as the engine is bound."""
+        if self.job_dir.server.exists():
+            return
+        bound = read_json(self.bound_file)
+        if bound is None:
+            return
+        content = {
+            "address": self.address if bound["host"] in _EVERYWHERE else bound["host"],
+            "port": bound["port"],
+            "incarnation": self.incarnation,
+        }
+        write_json(self.job_dir.server, content)

@@ -1,0 +1,77 @@
+#!/bin/bash
+#SBATCH --job-name=hpcserve-model  # from the model's name
+#SBATCH --nodes=2  # command line
+#SBATCH --gpus-per-node=8  # inferred from tp, pp and dp
+#SBATCH --signal=B:USR1@50  # warns the supervisor ahead of the drain
+#SBATCH --requeue  # --continue-with
+#SBATCH --ntasks-per-node=1  # one task starts its node's ranks
+#SBATCH --output=/shared/runs/job/tasks/%a/logs/job.log  # run directory
+#SBATCH --open-mode=append  # a requeued job keeps its log
+#SBATCH --array=0-3  # --jobs: one worker each
+
+# Answers a file of prompts with org/model on 2 nodes x 8 GPUs (tp 16, pp 1, dp 1).
+# Written by hpcserve. It may be edited, and submitted with plain `sbatch`.
+#
+# Options of the engine and of the job, and where each comes from:
+#   fresh = True  (command line)
+#   prompt_template = /shared/a.j2  (command line)
+#   jobs = 4  (command line)
+#   container = None  (command line)
+#   container_runtime = auto  (command line)
+#   mount = /scratch/my data:/data:ro  (command line)
+#   fabric = auto  (command line)
+#   require_fabric = False  (command line)
+#   ib_hca = None  (command line)
+#   continue_with = requeue  (command line)
+#   replicas = 4  (command line)
+#   model = org/model  (command line)
+#   tp_size = 16  (command line)
+# Left to the site's defaults: --account, --partition, --time, --cpus-per-task, --mem
+# Before it is submitted by hand: mkdir -p -m 700 /shared/runs/job/tasks/{0..3}/logs
+# tp 16 crosses nodes of 8 GPUs: each layer waits for the network; --tp 8 --pp 2 sends far less between nodes
+
+# shellcheck disable=SC2016  # a $ in single quotes is part of a name
+set -eo pipefail
+# The supervisor takes these; until it is up they must not end the script.
+trap '' USR1 USR2
+
+export HPCSERVE_RUN_DIR=/shared/runs/job"/tasks/$SLURM_ARRAY_TASK_ID"
+export HPCSERVE_STATE_DIR=/home/user/.local/state/hpcserve
+
+# One task per node: it starts the node's ranks itself.
+step=(
+  srun
+  --nodes=2
+  --ntasks-per-node=1
+  --kill-on-bad-exit=1
+  --wait=60
+  --mpi=none
+  --export=ALL
+  --open-mode=append
+  --output="${HPCSERVE_RUN_DIR//%/%%}/logs/rank-%t.log"
+  --cpu-bind=none
+)
+node=(
+  /shared/venv/bin/python -m hpcserve node --run-dir "$HPCSERVE_RUN_DIR"
+  --verb batch
+  --fabric auto
+  --drain 20 --preflight quick
+  --
+  '/shared/my questions.jsonl'
+  --output /shared/answers.jsonl
+  --launcher local
+  --jobs 1
+  --no-fresh
+  --model org/model
+  --row-drain 10
+  --template /shared/a.j2
+  --tp 16
+)
+supervisor=(
+  /shared/venv/bin/python -m hpcserve job
+  --run-dir "$HPCSERVE_RUN_DIR" --kind batch
+  --continue-with requeue --max-restarts 3
+  --drain 20 --ready-timeout 3600
+  --rank-timeout 60
+)
+exec "${supervisor[@]}" -- "${step[@]}" "${node[@]}"
