@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from hpcserve.config.engine import EngineConfig
@@ -56,7 +56,7 @@ __all__ = ["CORE_MODULE", "EngineClient", "ReplicaStatus", "RequestStream"]
 _PROFILE_TIMEOUT_S = 600.0
 
 
-class EngineClient:
+class EngineClient(AbstractAsyncContextManager["EngineClient"]):
     """Made by `start` (a core of its own) or `connect` (a core that runs)."""
 
     def __init__(
@@ -356,8 +356,6 @@ class EngineClient:
         self._replicas.check_alive()
         return await self._calls.ask(self._replicas.members, kind, argument, timeout_s=timeout_s)
 
-    # ------------------------------------------------------------ inside
-
     def _on_message(
         self, replica: Replica, message: EngineCoreOutputs | RequestFailed | ControlReply
     ) -> None:
@@ -403,9 +401,6 @@ class EngineClient:
             self._processor.close(stream.request, EngineDeadError(str(error)))
         self._forget_finished()
         self._calls.fail(error)
-
-    async def __aenter__(self) -> EngineClient:
-        return self
 
     async def __aexit__(self, *_: Any) -> None:
         await self.close()

@@ -286,8 +286,6 @@ class Scheduler:
         missing = sum(self._memory.num_missing_pages(request) for request in running)
         return missing + self._memory.num_pages_for(self._growth.num_tokens(running))
 
-    # ------------------------------------------------------------ leaving
-
     def _release(self, request: Request) -> None:
         self._memory.release(request)
         self._slots.give_back(request.slot)
