@@ -239,7 +239,10 @@ class EngineClient(AbstractAsyncContextManager["EngineClient"]):
         ids = self.check(prompt_token_ids, params)
         if not -(2**63) <= priority < 2**63:
             raise InvalidParameterError("priority", f"{priority} does not fit in 64 bits")
-        name = f"request-{next(self._names)}" if name is None else name
+        if name is None:
+            # Users may have taken one of these for themselves.
+            numbered = (f"request-{number}" for number in self._names)
+            name = next(one for one in numbered if one not in self._streams)
         if name in self._streams:
             raise InvalidParameterError("rid", f"{name!r} is running already")
         request = OpenRequest(name, prompt_token_ids, params, self.tokenizer, streams=streams)

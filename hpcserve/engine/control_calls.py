@@ -57,6 +57,8 @@ class ControlCalls:
         Raises EngineError where one refuses or none answers, EngineDeadError when all are gone.
         """
         living = [one for one in replicas if one.ready is not None and one.dead is None]
+        if not living:
+            raise EngineError(f"no replica is there to {kind}; one may be starting again")
         message = ControlRequest(next(self._ids), kind, argument)
         call = self._open[message.call_id] = _Call({one.index for one in living})
         for one in living:

@@ -236,13 +236,14 @@ class ReplicaSet:
     async def _restart(self, gone: Replica) -> None:
         """Put a new core in the place of one that is gone, after a pause that grows."""
         self._num_restarts[gone.index] += 1
-        pause_s = min(_RESTART_MOST_S, 0.1 * 4 ** (self._num_restarts[gone.index] - 1))
+        restarts = min(self._num_restarts[gone.index], 10)
+        pause_s = min(_RESTART_MOST_S, 0.1 * 4 ** (restarts - 1))
         await gone.close()
         await asyncio.sleep(pause_s)
         while True:
             try:
                 new = await self._spawn(gone.index)
-            except EngineStartError as error:
+            except (EngineError, OSError) as error:
                 logger.error("replica %d did not start again: %s", gone.index, error)
                 await asyncio.sleep(pause_s)
             else:

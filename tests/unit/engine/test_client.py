@@ -425,3 +425,15 @@ def test_a_priority_that_cannot_be_sent_leaves_nothing_open(tmp_path):
         assert client.num_open == 0
 
     with_core(scenario, tmp_path)
+
+
+def test_a_name_that_users_took_is_left_out(tmp_path):
+    async def scenario(client, core):
+        taken = [client.submit([65], GREEDY, name=f"request-{n}") for n in range(3)]
+        own = client.submit([65], GREEDY)
+        assert own.request.name == "request-3"
+        for stream in (*taken, own):
+            stream.abort()
+        await emptied(client)
+
+    with_core(scenario, tmp_path)
