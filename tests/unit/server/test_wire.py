@@ -222,4 +222,4 @@ def test_the_usage_counts_every_token_of_a_stream(serve, path):
             usage = json.loads(last.removeprefix("data: "))["usage"]
             assert usage["completion_tokens"] == 40
 
-    serve(scenario, real=True)
+    serve(scenario, real=True, step_delay_s=0.003)
