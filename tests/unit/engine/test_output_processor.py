@@ -257,3 +257,21 @@ def test_unread_news_are_merged_and_told_once(tokenizer):
     assert reader.num_told == 1
     news = reader.request.take()
     assert (news.outputs[0].text, news.outputs[0].token_ids) == ("abc", list(b"abc"))
+
+
+def test_plain_text_is_taken_with_the_number_of_its_tokens(tokenizer):
+    reader = Reader(tokenizer)
+    ids, process = reader.ids, reader.processor.process
+    process(EngineCoreOutputs(ids, [ord("a")], []))
+    assert reader.request.take_text() == ("a", 1)
+    for byte in "bé".encode():
+        process(EngineCoreOutputs(ids, [byte], []))
+    assert reader.request.take_text() == ("bé", 3)
+    process(EngineCoreOutputs(ids, ["é".encode()[0]], []))
+    assert reader.request.take_text() == ("", 0)
+    process(EngineCoreOutputs(ids, ["é".encode()[1]], []))
+    assert reader.request.take_text() == ("é", 2)
+    process(EngineCoreOutputs(ids, [ord("c")], [FinishedRequest(0, "length", None, 2)]))
+    assert reader.request.take_text() is None
+    [last] = reader.request.take().outputs
+    assert (last.text, last.token_ids, last.finish_reason) == ("c", [ord("c")], "length")

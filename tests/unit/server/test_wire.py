@@ -204,3 +204,22 @@ def test_curl(serve):
         assert text_of(done.stdout.encode()) == "hello"
 
     serve(scenario, real=True)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_the_usage_counts_every_token_of_a_stream(serve, path):
+    async def scenario(served):
+        async with connect(served) as (reader, writer):
+            fields = {"max_tokens": 40, "stream": True, "ignore_eos": True}
+            fields["stream_options"] = {"include_usage": True}
+            asked = {"prompt": "some text"}
+            if "chat" in path:
+                asked = {"messages": [{"role": "user", "content": "some text"}]}
+            writer.write(request(path, {**asked, **fields}))
+            _, _, body = await read_response(reader)
+            *_, last, done, end = body.decode().split("\n\n")
+            assert (done, end) == ("data: [DONE]", "")
+            usage = json.loads(last.removeprefix("data: "))["usage"]
+            assert usage["completion_tokens"] == 40
+
+    serve(scenario, real=True, step_delay_s=0.003)
