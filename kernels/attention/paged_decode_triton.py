@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 
 from ..launch.dependent import enter, options
+from .fresh_token_triton import rotated, write_last
 from .reference import Fresh
 
 MIN_SPLIT = 256
@@ -46,38 +47,6 @@ def _split_size(length, MIN_SPLIT: tl.constexpr):
     while size * _MAX_SPLITS < length:
         size *= 2
     return size
-
-
-@triton.jit
-def _rotated(x_at, norm_ptr, angle_ptr, mask, eps, HAS_NORM: tl.constexpr, DIM: tl.constexpr):
-    """Heads at x_at [H, 1], normalised and rotated in fp32: [H, DIM]. angle_ptr: the position's
-    cosines, then its sines."""
-    HALF: tl.constexpr = DIM // 2
-    col = tl.arange(0, DIM)
-    pair = (col + HALF) % DIM
-    x = tl.load(x_at + col[None, :], mask=mask, other=0.0).to(tl.float32)
-    other = tl.load(x_at + pair[None, :], mask=mask, other=0.0).to(tl.float32)
-    if HAS_NORM:
-        scale = tl.rsqrt(tl.sum(x * x, axis=1) / DIM + eps)[:, None]
-        x *= scale * tl.load(norm_ptr + col).to(tl.float32)[None, :]
-        other *= scale * tl.load(norm_ptr + pair).to(tl.float32)[None, :]
-    cos = tl.load(angle_ptr + col % HALF)[None, :]
-    sin = tl.load(angle_ptr + HALF + col % HALF)[None, :]
-    return x * cos + tl.where(col < HALF, -1.0, 1.0)[None, :] * other * sin
-
-
-@triton.jit
-def _write_last(
-    k_at, v_at, k_out, v_out, norm_ptr, angle_ptr, eps, HAS_NORM: tl.constexpr, DIM: tl.constexpr
-):
-    """Rotate one head's k and store it and v; all pointers are scalars."""
-    col = tl.arange(0, DIM)
-    one = tl.zeros([1, 1], tl.int32)
-    k = _rotated(k_at + one, norm_ptr, angle_ptr, one == 0, eps, HAS_NORM, DIM)
-    tl.store(k_out + one + col[None, :], k.to(k_out.dtype.element_ty))
-    tl.store(v_out + col, tl.load(v_at + col))
-    # The program's other threads read them.
-    tl.debug_barrier()
 
 
 @triton.jit
@@ -237,13 +206,13 @@ def _decode_kernel(
         q_at = q_ptr + row * q_stride_t + head[:, None] * q_stride_h
         if FRESH:
             angles = cos_sin_ptr + (length - 1).to(tl.int64) * DIM
-            rotated = _rotated(q_at, q_norm_ptr, angles, real[:, None], eps, HAS_Q_NORM, DIM)
-            q = rotated.to(q_ptr.dtype.element_ty)
+            turned = rotated(q_at, q_norm_ptr, angles, real[:, None], eps, HAS_Q_NORM, DIM)
+            q = turned.to(q_ptr.dtype.element_ty)
             if tl.program_id(2) == (parts - 1) % tl.num_programs(2):
                 page = tl.load(page_table_ptr + row * pages_stride + (length - 1) // PAGE)
                 at = page.to(tl.int64) * page_stride + ((length - 1) % PAGE) * token_stride
                 at += kv_head * head_stride
-                _write_last(
+                write_last(
                     fresh_k_ptr + row * fresh_k_stride_t + kv_head * fresh_k_stride_h,
                     fresh_v_ptr + row * fresh_v_stride_t + kv_head * fresh_v_stride_h,
                     k_ptr + at,
