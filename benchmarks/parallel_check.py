@@ -2,10 +2,18 @@
 
     python benchmarks/parallel_check.py equality --gpus 8 --out equality.json
     python benchmarks/parallel_check.py steps --tp 8 --out steps.json
+    python benchmarks/parallel_check.py replicas --gpus 8 --out replicas.json
+    python benchmarks/parallel_check.py experts --gpus 4 --out experts.json
+    python benchmarks/parallel_check.py sockets --gpus 8 --out sockets.json
 
 equality: greedy text of tiny-chat and of a random mixture of experts under every layout that fits,
-against one GPU, in fp32. steps: decode steps of a model's shape with dummy weights, straight on
-the executor. The last line printed is the JSON; --out writes it as well, after every case.
+against one GPU, in fp32; --only takes some of the layouts. steps: decode steps of a model's shape
+with dummy weights, straight on the executor. replicas: sharegpt-like requests for one GPU, and as
+many times more for --gpus replicas. experts: a mixture of experts on one GPU, by TP and EP, and with
+DP attention: steps with the number of distinct experts that they hit, and offline throughput.
+sockets: two launchers of half the GPUs each, without NVLink and shared memory as between nodes:
+right answers, and the throughput of TP, TP x PP 2 and DP 2. With --device cpu every shape is tiny:
+to try the program. The last line printed is the JSON; --out writes it as well, after every case.
 """
 
 from __future__ import annotations
@@ -17,13 +25,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import parallel_layouts
+
 #: Layouts of the dense model and of the mixture of experts; those with more ranks than GPUs are
 #: left out.
 DENSE = ("tp=2", "pp=2", "dp=2", "tp=4", "tp=2 pp=2", "tp=2 dp=2", "pp=4", "tp=4 dp=2", "tp=2 pp=4")
 SPARSE = ("tp=2", "tp=2 ep=2", "pp=2", "tp=4 ep=4", "tp=4 ep=2", "tp=8 ep=8")
 #: Of the mixture of experts, with DP attention.
 SHARED = ("dp=2 ep=2", "tp=2 dp=2 ep=4", "dp=4 ep=4", "tp=2 dp=4 ep=8")
-NUM_PROMPTS = 24
+PROMPTS = [[1 + (7 * n + 3 * i) % 200 for i in range(5 + 6 * n)] for n in range(24)]
 SPARSE_SHAPE = {
     "model_type": "qwen3_moe",
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -103,11 +113,8 @@ def texts_of(
         **sizes,
     ) as llm:
         up = time.perf_counter()
-        prompts = [
-            [1 + (7 * n + 3 * i) % 200 for i in range(5 + 6 * n)] for n in range(NUM_PROMPTS)
-        ]
         params = SamplingParams(temperature=0.0, max_tokens=48, ignore_eos=True)
-        outputs = llm.generate(prompts, params)
+        outputs = llm.generate(PROMPTS, params)
         ids = [output.outputs[0].token_ids for output in outputs]
         return ids, up - started, time.perf_counter() - up
 
@@ -124,10 +131,12 @@ def equality(args: argparse.Namespace) -> list[dict]:
             ("mixture, DP attention", sparse, SHARED),
         ):
             shared = layouts is SHARED
+            wanted = [one for one in layouts if num_ranks(one) <= args.gpus]
+            wanted = [one for one in wanted if not args.only or one in args.only]
+            if not wanted:
+                continue
             expected, _, _ = texts_of(model, args.device, "one")
-            for layout in layouts:
-                if num_ranks(layout) > args.gpus:
-                    continue
+            for layout in wanted:
                 found, start_s, run_s = texts_of(model, args.device, layout, shared)
                 same = sum(a == b for a, b in zip(found, expected, strict=True))
                 rows.append(
@@ -187,6 +196,39 @@ def steps(args: argparse.Namespace) -> list[dict]:
     return found
 
 
+def sockets(args: argparse.Namespace) -> list[dict]:
+    """The mixture of experts has heads for eight ranks; its text must be that of one."""
+    from hpcserve.demo import tiny_chat_path
+
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        model = write_sparse_model(Path(temporary), tiny_chat_path())
+        expected, _, _ = texts_of(model, args.device, "one")
+
+        def add(row: dict) -> None:
+            rows.append(row)
+            note(args, rows)
+
+        parallel_layouts.sockets(args, add, model, expected, PROMPTS)
+    return rows
+
+
+def layouts(args: argparse.Namespace) -> list[dict]:
+    rows: list[dict] = []
+
+    def add(row: dict) -> None:
+        rows.append(row)
+        note(args, rows)
+
+    run = parallel_layouts.replicas if args.check == "replicas" else parallel_layouts.experts
+    run(args, add)
+    return rows
+
+
+#: The shape that a check is about where none is named.
+USUAL_SHAPE = {"replicas": "llama-3.1-8b", "experts": "qwen3-30b-a3b", "sockets": "llama-3.1-8b"}
+
+
 def note(args: argparse.Namespace, rows: list[dict]) -> None:
     """What there is so far, so that a run that is cut off is not lost."""
     print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
@@ -196,17 +238,27 @@ def note(args: argparse.Namespace, rows: list[dict]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("check", choices=("equality", "steps"))
+    checks = {
+        "equality": equality,
+        "steps": steps,
+        "replicas": layouts,
+        "experts": layouts,
+        "sockets": sockets,
+    }
+    parser.add_argument("check", choices=checks)
+    parser.add_argument("--only", nargs="+", help="layouts of equality, such as 'tp=2 pp=2'")
+    parser.add_argument("--requests", type=int, default=1000, help="for each GPU of replicas")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--shape", default="llama-3.1-70b", help="a shape of hpcserve bench")
+    parser.add_argument("--shape", help="a shape of hpcserve bench (steps: llama-3.1-70b)")
     parser.add_argument("--tp", type=int, default=8)
     parser.add_argument("--ep", type=int, default=1)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--input-len", type=int, default=1024)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    rows = equality(args) if args.check == "equality" else steps(args)
+    args.shape = args.shape or USUAL_SHAPE.get(args.check, "llama-3.1-70b")
+    rows = checks[args.check](args)
     print(json.dumps(rows))
     return 0 if all(row.get("equal") == row.get("of") for row in rows) else 1
 

@@ -1,4 +1,4 @@
-"""Every environment variable hpcserve reads: name, type, default, meaning.
+"""Environment variables that are no options (those go by HPCSERVE_<NAME>): type, default, meaning.
 
 A value of the wrong type is an error, never a silent default.
 """
@@ -81,6 +81,12 @@ HPCSERVE_API_KEY: EnvVar[str] = EnvVar(
 )
 HPCSERVE_DISABLE_KERNELS = EnvVar(
     "HPCSERVE_DISABLE_KERNELS", _switch, False, "run the plain torch reference of every kernel"
+)
+HPCSERVE_EXPERT_HITS_FILE: EnvVar[Path | None] = EnvVar(
+    "HPCSERVE_EXPERT_HITS_FILE",
+    _path,
+    None,
+    "count the distinct experts that steps hit and write their means there at the end",
 )
 HPCSERVE_DIST_SECRET: EnvVar[str] = EnvVar(
     "HPCSERVE_DIST_SECRET", str, "", "what the nodes of one engine know and nobody else"

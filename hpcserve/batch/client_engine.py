@@ -180,7 +180,7 @@ class ClientBackend:
     async def open(self) -> AsyncIterator[ClientEngine]:
         config = self._located()
         folder = Path(config.model.model)
-        client = await EngineClient.start(config, load_tokenizer(config), module=self._module)
+        client = await EngineClient.open(config, module=self._module)
         async with client:
             name = model_name(folder)
             names = frozenset({self._asked, str(folder), folder.name, name})

@@ -80,6 +80,11 @@ def _worker_table(workers: Sequence[WorkerStatus]) -> str:
     ]
     cells = "".join(f"<th>{name}</th>" for name in head)
     rows = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines]
+    # The colour of its line in the plot.
+    rows = [
+        row.replace("<td>", f'<td><span style="color:{_color(number)}">\u25a0</span> ', 1)
+        for number, row in enumerate(rows)
+    ]
     return f"<table><tr>{cells}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
@@ -110,9 +115,13 @@ def _rates(workers: Sequence[WorkerStatus]) -> str:
     drawn = []
     for number, points in enumerate(lines):
         places = " ".join(f"{_x(x / right):.1f},{_y(y / top):.1f}" for x, y in points)
-        color = f"hsl({(number * 67 + 210) % 360} 60% 45%)"
-        drawn.append(f'<polyline fill="none" stroke="{color}" points="{places}"/>')
+        drawn.append(f'<polyline fill="none" stroke="{_color(number)}" points="{places}"/>')
     return _svg("".join(drawn), 0.0, right, top, "s")
+
+
+def _color(number: int) -> str:
+    """Of worker `number`."""
+    return f"hsl({(number * 67 + 210) % 360} 60% 45%)"
 
 
 def _bars(counts: Sequence[int], edges: Sequence[float]) -> str:

@@ -100,8 +100,13 @@ class Claims:
         for number in open_now:
             if number in mine or (number in taken and not self._drop_stale(number)):
                 continue
-            if self._take(number):
+            if not self._take(number):
+                continue
+            if not self._dir.shard(number).exists():
                 return Claim(self._shards[number], number)
+            # Its owner committed it and let go between our two looks.
+            self._forget(number)
+            self._ever.discard(number)
         for number in open_now:
             if number not in mine and self._is_straggler(number):
                 log.info("shard %d takes another worker long; answering it here as well", number)
@@ -135,9 +140,13 @@ class Claims:
 
     def release(self, number: int) -> None:
         """It is committed, or given up."""
-        since = self._held.pop(number, None)
+        since = self._held.get(number)
         if since is not None:
             self._durations.append(time.monotonic() - since)
+        self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        self._held.pop(number, None)
         try:
             lease = read_json(self._dir.lease(number))
         except OSError as error:  # it becomes stale by itself

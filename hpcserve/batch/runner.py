@@ -103,7 +103,7 @@ class BatchRunner:
         except EngineError:
             self._accuse(await self._stop())
             raise
-        except BaseException:
+        except BaseException:  # cancelled, or what else ends the run: no row may run on
             await self._stop()
             raise
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from hpcserve.batch.files import unreadable
 from hpcserve.batch.formats.base import Scanned, Span
@@ -53,7 +53,7 @@ def scan_inputs(inputs: Sequence[InputFile], *, span_rows: int, id_column: str |
     """Raises InputError for a file that cannot be read, has no rows, or names two rows alike."""
     files: list[FileFacts] = []
     shards: list[Shard] = []
-    hashes: list[npt.NDArray[np.int64]] = []
+    hashes = array("q")
     num_embeddings = 0
     several = len(inputs) > 1
     with ThreadPoolExecutor(1, thread_name_prefix="digest") as pool:
@@ -65,7 +65,7 @@ def scan_inputs(inputs: Sequence[InputFile], *, span_rows: int, id_column: str |
                 for scanned in reader.scan(span_rows):
                     shards.append(Shard(_end(shards), number, scanned.span))
                     names = _names(scanned, number if several else None)
-                    hashes.append(np.fromiter(map(_hash, names), np.int64, len(scanned.ids)))
+                    hashes.extend(map(_hash, names))
                     num_rows += scanned.span.num_rows
                     num_embeddings += scanned.urls.get(EMBEDDING_URL, 0)
             if stat_of(one.path) != before:
@@ -100,12 +100,12 @@ def _hash(name: Any) -> int:
 
 def _refuse_duplicates(
     inputs: Sequence[InputFile],
-    hashes: list[npt.NDArray[np.int64]],
+    hashes: array[int],
     span_rows: int,
     id_column: str | None,
 ) -> None:
     """8 bytes a row find the few that may be alike; a second look at those decides."""
-    everything = np.concatenate(hashes)
+    everything = np.frombuffer(hashes, np.int64)  # no copy: sorted where it lies
     everything.sort()
     suspects = set(everything[1:][everything[1:] == everything[:-1]].tolist())
     if not suspects:

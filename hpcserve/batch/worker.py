@@ -139,7 +139,13 @@ class Worker:
             runs = 1 + runs_without_progress(self._dir, self._owner)
             if runs >= _MAX_RUNS_WITHOUT_PROGRESS:
                 return NoProgressError(f"{error}; the last {runs} runs finished no row at all")
-        return IncompleteRunError(f"{error}; {self._so_far()}")
+        text = str(error)
+        if "run the same command again" in text:
+            report = self.report
+            return IncompleteRunError(
+                f"{text} ({report.num_finished:,} of {report.num_total:,} rows are finished)"
+            )
+        return IncompleteRunError(f"{text}; {self._so_far()}")
 
     def _so_far(self) -> str:
         report = self.report

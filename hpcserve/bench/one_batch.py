@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from hpcserve.bench.joint_steps import JointStepMaker
 from hpcserve.bench.percentiles import distribution, spread
 from hpcserve.bench.roofline import Hardware, ModelCost
 from hpcserve.bench.step_maker import StepMaker
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.executor import Executor, StepHandle
-from hpcserve.ipc.messages import SchedulerOutput
+from hpcserve.ipc.messages import LockstepOutput, SchedulerOutput
 
 #: Decode steps before the measured ones: graphs are captured, clocks go up.
 _WARM_STEPS = 8
@@ -72,11 +73,16 @@ class StepBench:
     ) -> None:
         self._executor = executor
         self._num_steps, self._depth = num_steps, depth
-        self._steps = StepMaker(
-            executor.info,
-            page_size=config.cache.page_size,
-            token_budget=config.scheduler.chunked_prefill_size,
-        )
+        together = config.parallel.enable_dp_attention
+        makers = [
+            StepMaker(
+                executor.info,
+                page_size=config.cache.page_size,
+                token_budget=config.scheduler.chunked_prefill_size,
+            )
+            for _ in range(config.parallel.dp_size if together else 1)
+        ]
+        self._steps = JointStepMaker(makers) if together else makers[0]
 
     def measure(self, batch_size: int, input_len: int, repeats: int) -> Row:
         """Milliseconds of the whole prefill and of single decode steps.
@@ -108,7 +114,7 @@ class StepBench:
         row["decode_tok_s"] = batch_size / row["decode_ms"]["median"] * 1e3
         return row
 
-    def _times(self, steps: Iterator[SchedulerOutput], depth: int) -> list[float]:
+    def _times(self, steps: Iterator[SchedulerOutput | LockstepOutput], depth: int) -> list[float]:
         """Seconds from each step's result to the next one's; the first from its own start."""
         times = []
         waiting: deque[StepHandle] = deque()

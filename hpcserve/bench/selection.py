@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,17 @@ class Selection:
         return any(request.arrival_s > 0 for request in self.trace or ())
 
     def drawer(self, *, seed: int, vocab_size: int) -> Callable[[int], list[BenchRequest]]:
-        """Run number -> requests. A trace gives the same ones each time."""
+        """Run number -> requests. A trace gives the same ones each time.
+
+        Two drawers of one seed give the same lengths and other ids: a server that runs on between
+        two commands may have those of the first in its cache.
+        """
         workload, trace = self.workload, self.trace
         if workload is None:
             return lambda run: list(trace or ())
+        nonce = secrets.randbits(32)
         return lambda run: workload.build(
-            TokenSource.make(seed=seed, run=run, vocab_size=vocab_size)
+            TokenSource.make(seed=seed, run=run, vocab_size=vocab_size, nonce=nonce)
         )
 
     def describe(self, *, seed: int, vocab_size: int) -> dict[str, Any]:

@@ -30,8 +30,10 @@ class TokenSource:
     high: int
 
     @classmethod
-    def make(cls, *, seed: int, run: int, vocab_size: int = DEFAULT_VOCAB_SIZE) -> TokenSource:
-        """run: another number for each repeat, warm-up or cell of a sweep.
+    def make(
+        cls, *, seed: int, run: int, vocab_size: int = DEFAULT_VOCAB_SIZE, nonce: int = 0
+    ) -> TokenSource:
+        """run: another number for each repeat, warm-up or cell of a sweep.  nonce: for a command.
 
         Special tokens stand at either end of a vocabulary, so ids come from its middle 80 %.
         """
@@ -41,7 +43,7 @@ class TokenSource:
             raise ConfigError(f"a vocabulary of {vocab_size} tokens is too small to draw from")
         return cls(
             shape=np.random.default_rng([seed, _LENGTHS]),
-            ids=np.random.default_rng([seed, _IDS, run]),
+            ids=np.random.default_rng([seed, _IDS, run, nonce]),
             low=vocab_size // 10,
             high=vocab_size * 9 // 10,
         )

@@ -52,7 +52,11 @@ def layered_settings(
     stack: list[Mapping[str, Setting]] = [typed]
     sbatch = layers.from_sbatch(configs, os.environ)
     # A variable of sbatch stands below the command line and above every file.
-    spoken = {n for n, s in typed.items() if s.origin == "command line" or "variable" in s.origin}
+    spoken = {
+        n
+        for n, s in typed.items()
+        if s.origin == "command line" or s.origin.startswith("environment")
+    }
     stack.insert(0, {name: one for name, one in sbatch.items() if name not in spoken})
     path = cluster_file(cluster)
     if path is not None:

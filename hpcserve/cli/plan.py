@@ -86,8 +86,9 @@ def command(
 def _print(model: str, gpu: str, parameters: int, active: int, ep: int, found: Any) -> None:
     gib = 1 << 30
     layout = f"--tp {found.tp} --pp {found.pp} --dp {found.dp}" + (f" --ep {ep}" if ep > 1 else "")
-    count = f"{parameters / 1e9:.2f} billion"
-    count += f", {active / 1e9:.2f} of them used by a token" if active < 0.9 * parameters else ""
+    unit, word = (1e9, "billion") if parameters >= 1e8 else (1e6, "million")
+    count = f"{parameters / unit:.2f} {word} parameters"
+    count += f", {active / unit:.2f} of them used by a token" if active < 0.9 * parameters else ""
     rows = {
         "model": f"{model}: {count}",
         "layout": f"{layout}  ({found.tp * found.pp * found.dp} x {gpu})",

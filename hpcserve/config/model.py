@@ -40,6 +40,12 @@ class ModelConfig:
         choices=LOAD_FORMATS,
         help="dummy fills the weights with seeded random numbers and reads no file but config.json",
     )
+    overlap_loading: bool = option(
+        True,
+        "--overlap-loading",
+        off_flags=("--no-overlap-loading",),
+        help="read the weights while kernels and graphs are prepared",
+    )
     chat_template: str | None = option(
         None, "--chat-template", help="jinja file that replaces the checkpoint's chat template"
     )

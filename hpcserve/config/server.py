@@ -16,7 +16,9 @@ class ServerConfig:
         None, "--api-key", help="key that clients must send; better set HPCSERVE_API_KEY"
     )
     served_model_name: str | None = option(
-        None, "--served-model-name", help="the name clients use; default: the model's folder name"
+        None,
+        "--served-model-name",
+        help="the name clients use; default: the model's folder or hub name",
     )
     api_workers: int = option(
         1,

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class PeerParts:
+    """One sum's parts, on every rank of a group that reads each other's memory.
+
+    addresses: of each rank's part.  flags: int64 [size], addresses of flags by which ranks meet.
+    meetings: int32, this rank's count of them.  See kernels/comm.
+    """
+
+    addresses: tuple[int, ...]
+    flags: torch.Tensor
+    meetings: torch.Tensor
+    rank: int
 
 
 class Communicator(ABC):
@@ -17,6 +32,26 @@ class Communicator(ABC):
     @abstractmethod
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """[n, ...] of each rank -> [size * n, ...], in rank order; n is the same on every rank."""
+
+    def part(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor | None:
+        """Memory for this rank's part of the next sum, where the others may read it.
+
+        What was made there goes to `peers`, or to `all_reduce`, which then copies nothing. It may
+        be written again two parts later. None where there is none, or the part is too large.
+        """
+        return None
+
+    def peers(self, part: torch.Tensor) -> PeerParts | None:
+        """What a kernel needs to sum all ranks' parts by itself; None where `all_reduce` is better.
+
+        part: [rows, size], in memory from `part` or not.
+        """
+        return None
+
+    def settle(self) -> None:  # noqa: B027 (most have nothing to settle)
+        """After each step: the next one's first part may be written."""
 
     def all_gather_last(self, x: torch.Tensor) -> torch.Tensor:
         """[..., n] of each rank -> [..., size * n], in rank order."""

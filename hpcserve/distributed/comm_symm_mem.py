@@ -3,61 +3,143 @@
 One-shot: every rank reads all others' inputs and sums them; the least latency. Two-shot: every
 rank sums its part and the others read it; fewer bytes. Both run inside CUDA graphs and use plain
 loads and stores over NVLink; its multicast is never used.
+
+A row-parallel layer makes its part of a sum in memory that the others read, one of two in turn, so
+that nothing is copied: small ones are then summed by the kernel of the next norm (kernels/comm).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 
-from hpcserve.distributed.comm_base import Communicator
+from hpcserve.distributed.comm_base import Communicator, PeerParts
 from hpcserve.distributed.comm_torch import TorchComm
 
 #: Ranks -> bytes up to which one-shot beats two-shot with its two copies (measured on H200).
 ONE_SHOT_BYTES = {2: 1 << 20, 3: 512 << 10, 4: 512 << 10, 5: 256 << 10, 6: 256 << 10, 8: 256 << 10}
 #: Beyond, NCCL moves the bytes as fast.
 TWO_SHOT_BYTES = 8 << 20
+#: Ranks -> bytes up to which the next norm's kernel sums, one-shot; above, two-shot in place and
+#: the norm by itself.  benchmarks/all_reduce_check.py measures both.
+FUSED_BYTES = {2: 2 << 20, 3: 1 << 20, 4: 512 << 10, 5: 256 << 10, 6: 256 << 10, 8: 256 << 10}
+#: Most rows of a fused sum; kernels/comm/sum_add_rms_norm_triton.py has as many flags.
+MAX_ROWS = 512
 _ALIGNMENT_BYTES = 16
 
 
 class SymmMemComm(Communicator):
     """TorchComm for all but all-reduces of up to TWO_SHOT_BYTES.
 
-    Made by all ranks of the group together; each keeps one buffer, so all calls must be on one
+    Made by all ranks of the group together; each keeps three buffers, so all calls must be on one
     stream.
     """
 
     def __init__(self, group: dist.ProcessGroup, device: torch.device) -> None:
-        import torch.distributed._symmetric_memory as symm_mem
-
         self._torch = TorchComm(group)
-        self._size = dist.get_world_size(group)
+        self._group = group
+        self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
         self._name = group.group_name
         self._one_shot_bytes = ONE_SHOT_BYTES.get(self._size, 128 << 10)
-        self._buffer = symm_mem.empty(TWO_SHOT_BYTES, dtype=torch.uint8, device=device)
-        symm_mem.rendezvous(self._buffer, group=group)
+        self._fused_bytes = FUSED_BYTES.get(self._size, 0)
+        self._device = device
+        self._buffer, _ = self._shared(TWO_SHOT_BYTES)
+        parts = [self._shared(TWO_SHOT_BYTES) for _ in range(2)]
+        self._parts = [memory for memory, _ in parts]
+        self._addresses = [addresses for _, addresses in parts]
+        #: Which of the two parts comes next; every step begins with the first.
+        self._turn = 0
+        self._flags, addresses = self._shared(4 * MAX_ROWS * self._size)
+        self._flags_at = torch.tensor(addresses, device=device)
+        self._meetings = torch.zeros(MAX_ROWS, dtype=torch.int32, device=device)
+        torch.cuda.synchronize(device)
+        # No rank counts on zeros that another has not written yet.
+        dist.barrier(group)
+
+    def _shared(self, num_bytes: int) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """(zeros that all ranks read, the addresses of each rank's as this one sees them)."""
+        import torch.distributed._symmetric_memory as symm_mem
+
+        memory = symm_mem.empty(num_bytes, dtype=torch.uint8, device=self._device).zero_()
+        handle = symm_mem.rendezvous(memory, group=self._group)
+        views = [handle.get_buffer(rank, (num_bytes,), torch.uint8) for rank in range(self._size)]
+        return memory, tuple(view.data_ptr() for view in views)
+
+    # ------------------------------------------------------------ sums
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         num_bytes = x.numel() * x.element_size()
         if num_bytes == 0 or not x.is_contiguous():
             return self._torch.all_reduce(x)
+        if self._is_part(x):
+            torch.ops.symm_mem.two_shot_all_reduce_(x.view(-1), "sum", self._name)
+            return x
         if num_bytes <= self._one_shot_bytes and num_bytes % _ALIGNMENT_BYTES == 0:
             flat = torch.ops.symm_mem.one_shot_all_reduce_copy(
-                self._view(x), x.view(-1), "sum", self._name
+                _view(self._buffer, x.shape, x.dtype).view(-1), x.view(-1), "sum", self._name
             )
             return flat.view(x.shape)
-        if num_bytes <= TWO_SHOT_BYTES and num_bytes % (_ALIGNMENT_BYTES * self._size) == 0:
-            shared = self._view(x)
-            shared.copy_(x.view(-1))
-            torch.ops.symm_mem.two_shot_all_reduce_(shared, "sum", self._name)
-            return x.copy_(shared.view(x.shape))
+        if self._fits(num_bytes):
+            shared = _view(self._buffer, x.shape, x.dtype).copy_(x)
+            torch.ops.symm_mem.two_shot_all_reduce_(shared.view(-1), "sum", self._name)
+            return x.copy_(shared)
         return self._torch.all_reduce(x)
 
+    def part(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor | None:
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes == 0 or not self._fits(num_bytes):
+            return None
+        memory = self._parts[self._turn]
+        self._turn ^= 1
+        return _view(memory, shape, dtype)
+
+    def peers(self, part: torch.Tensor) -> PeerParts | None:
+        rows, num_bytes = len(part), part.numel() * part.element_size()
+        if not 0 < num_bytes <= self._fused_bytes or rows > MAX_ROWS:
+            return None
+        if num_bytes // rows % _ALIGNMENT_BYTES:
+            return None
+        if not self._is_part(part):
+            memory = self.part(part.shape, part.dtype, part.device)
+            if memory is None:
+                return None
+            memory.copy_(part)
+        return PeerParts(
+            self._addresses[self._turn ^ 1], self._flags_at, self._meetings, self._rank
+        )
+
+    def settle(self) -> None:
+        """Two steps that begin with the same part must not meet in it: graphs are replayed one
+        after the other, whatever their number of sums was."""
+        if self._turn:
+            self._torch.all_reduce(torch.zeros(1, device=self._device))
+            self._turn = 0
+
+    def _fits(self, num_bytes: int) -> bool:
+        return num_bytes <= TWO_SHOT_BYTES and num_bytes % (_ALIGNMENT_BYTES * self._size) == 0
+
+    def _is_part(self, x: torch.Tensor) -> bool:
+        """Whether it stands in the memory that `part` gave last."""
+        return x.data_ptr() == self._parts[self._turn ^ 1].data_ptr()
+
+    # ------------------------------------------------------------ others
+
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        return self._torch.all_gather(x)
+        whole_bytes = self._size * x.numel() * x.element_size()
+        if x.dtype != torch.float32 or not 0 < whole_bytes <= self._one_shot_bytes:
+            return self._torch.all_gather(x)
+        # Each rank's numbers among the others' zeros: their sum, which takes half of NCCL's time.
+        parts = x.new_zeros((self._size, *x.shape))
+        parts[self._rank] = x
+        return self.all_reduce(parts).flatten(0, 1)
 
     def reduce_scatter(self, x: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         return self._torch.reduce_scatter(x, rank, size)
 
-    def _view(self, x: torch.Tensor) -> torch.Tensor:
-        return self._buffer[: x.numel() * x.element_size()].view(x.dtype)
+
+def _view(memory: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return memory[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)

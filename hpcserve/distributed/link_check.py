@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 
 import torch
@@ -19,15 +21,21 @@ _BYTES_CPU = 1 << 20
 _SLOW = 4.0
 
 
-def check_links(ranks: tuple[int, ...], place: Place, device: torch.device) -> None:
+def check_links(
+    ranks: tuple[int, ...],
+    place: Place,
+    device: torch.device,
+    control: dist.ProcessGroup | None,
+) -> None:
     """Called by all ranks of a replica together; the first one logs what was found.
 
-    ranks: their global numbers, in the order of the default group.
-    Raises EngineStartError that names the rank whose part of a sum is wrong.
+    ranks: their global numbers, in the order of the default group.  control: them, on the host.
+    Raises EngineStartError that names the rank whose part of a sum is wrong, its node and interface.
     """
     num_bytes = _BYTES_GPU if device.type == "cuda" else _BYTES_CPU
     size, own = len(ranks), ranks.index(place.rank)
-    _check_sum(ranks, own, device)
+    names = _names(place, size, control)
+    _check_sum(ranks, own, device, names)
     speed = _ring_bytes_per_s(num_bytes, size, own, device)
     reduced = _all_reduce_bytes_per_s(num_bytes, size, device)
     speeds = torch.zeros(size, dtype=torch.float64, device=device)
@@ -37,30 +45,38 @@ def check_links(ranks: tuple[int, ...], place: Place, device: torch.device) -> N
         return
     per_link = speeds.tolist()
     slowest = min(range(size), key=per_link.__getitem__)
-    following = ranks[(slowest + 1) % size]
     level = _log.warning if per_link[slowest] * _SLOW < max(per_link) else _log.info
     level(
-        "links: all-reduce over %d ranks %.2f GB/s; slowest neighbour rank %d -> %d %.2f GB/s, "
+        "links: all-reduce over %d ranks %.2f GB/s; slowest neighbours %s -> %s %.2f GB/s, "
         "fastest %.2f GB/s",
         size,
         reduced / 1e9,
-        ranks[slowest],
-        following,
+        names[slowest],
+        names[(slowest + 1) % size],
         per_link[slowest] / 1e9,
         max(per_link) / 1e9,
     )
 
 
-def _check_sum(ranks: tuple[int, ...], own: int, device: torch.device) -> None:
+def _names(place: Place, size: int, control: dist.ProcessGroup | None) -> list[str]:
+    """What each rank is called in messages: its number, node and network interface."""
+    interface = os.environ.get("NCCL_SOCKET_IFNAME", "?").removeprefix("=")
+    names = [""] * size
+    own = f"rank {place.rank} on {socket.gethostname()} ({interface})"
+    dist.all_gather_object(names, own, group=control)
+    return names
+
+
+def _check_sum(ranks: tuple[int, ...], own: int, device: torch.device, names: list[str]) -> None:
     """Each rank adds its number in a place of its own, so that the sum tells whose is missing."""
     parts = torch.zeros(len(ranks), dtype=torch.int64, device=device)
     parts[own] = ranks[own] + 1
     dist.all_reduce(parts)
-    wrong = [rank for rank, found in zip(ranks, parts.tolist(), strict=True) if found != rank + 1]
+    wrong = [i for i, found in enumerate(parts.tolist()) if found != ranks[i] + 1]
     if wrong:
         raise EngineStartError(
-            f"an all-reduce gave a wrong sum: the part of rank {wrong[0]} did not arrive; check the "
-            "network of its node (NCCL_DEBUG=INFO shows which interface it takes)"
+            f"an all-reduce gave a wrong sum: the part of {names[wrong[0]]} did not arrive; check "
+            "that network (NCCL_DEBUG=INFO shows which interfaces NCCL takes)"
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
-from hpcserve.distributed.comm_base import Communicator
+from hpcserve.distributed.comm_base import Communicator, PeerParts
 from hpcserve.distributed.topology import layer_range
 from hpcserve.errors import ConfigError
 
@@ -41,9 +41,28 @@ class TensorParallel:
         """Sum over the group, perhaps in place; the tensor itself at size 1."""
         return x if self.size == 1 else _needed(self.comm).all_reduce(x)
 
+    def part(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor | None:
+        """See Communicator.part; None at size 1."""
+        return None if self.size == 1 else _needed(self.comm).part(shape, dtype, device)
+
+    def peers(self, part: torch.Tensor) -> PeerParts | None:
+        """See Communicator.peers; None at size 1."""
+        return None if self.size == 1 else _needed(self.comm).peers(part)
+
+    def settle(self) -> None:
+        """See Communicator.settle."""
+        if self.comm is not None:
+            self.comm.settle()
+
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """Concatenate along the last dimension in rank order; the tensor itself at size 1."""
         return x if self.size == 1 else _needed(self.comm).all_gather_last(x)
+
+    def all_gather_first(self, x: torch.Tensor) -> torch.Tensor:
+        """Concatenate along the first dimension in rank order; the tensor itself at size 1."""
+        return x if self.size == 1 else _needed(self.comm).all_gather(x)
 
 
 @dataclass(frozen=True)

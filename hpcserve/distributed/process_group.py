@@ -25,10 +25,13 @@ from hpcserve.distributed.parallel_state import (
     TensorParallel,
 )
 from hpcserve.distributed.topology import Place, Topology
-from hpcserve.errors import EngineStartError
+from hpcserve.errors import EngineError, EngineStartError
 from hpcserve.log import get_logger
 
 _log = get_logger(__name__)
+
+#: Ranks that are told to end are through with their steps within this time of each other.
+_FAREWELL_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,11 @@ def join(
     tp_group = _own_group(ranks, rank, topology.tp_group)
     pp_group = _own_group(ranks, rank, topology.pp_group)
     model = ModelParallel(
-        TensorParallel(place.tp_rank, config.tp_size, _tp_comm(tp_group, control, config, device)),
+        TensorParallel(
+            place.tp_rank,
+            config.tp_size,
+            _tp_comm(tp_group, control, config, device, topology.tp_group(rank)),
+        ),
         _stage(topology, place, ranks, pp_group),
     )
     slices = config.expert_group_size // config.expert_size
@@ -137,7 +144,7 @@ def join(
         place.ep_rank, config.expert_size, place.expert_tp_rank, slices, comm, replicas
     )
     if topology.spans_nodes(place.dp_rank):
-        check_links(ranks, place, device)
+        check_links(ranks, place, device, control)
     return RankState(place, ModelParallel(model.tp, model.stage, experts), control)
 
 
@@ -177,10 +184,19 @@ def _choose_interface(config: ParallelConfig, dp_rank: int) -> None:
         _log.info("meeting on interface %s (%s)", os.environ["GLOO_SOCKET_IFNAME"], address)
 
 
-def leave() -> None:
-    """Free the groups, if there are any."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def leave(state: RankState) -> None:
+    """Wait until every rank is through with its steps, so that each may end without the others.
+
+    The groups are left as they are, for the end of the process to free: NCCL would wait for ever
+    to free a communicator whose collectives stand in a captured graph that is still held.
+    Raises EngineError where a rank does not come.
+    """
+    if state.control is None:
+        return
+    try:
+        dist.monitored_barrier(state.control, timedelta(seconds=_FAREWELL_S))
+    except RuntimeError as error:
+        raise EngineError(f"another rank did not end in order: {error}") from error
 
 
 def _own_group(
@@ -216,10 +232,12 @@ def _tp_comm(
     control: dist.ProcessGroup | None,
     config: ParallelConfig,
     device: torch.device,
+    tp_ranks: tuple[int, ...],
 ) -> Communicator | None:
     """Symmetric memory where every pair of the group's GPUs reaches each other, else torch's."""
     if device.type == "cuda" and config.tp_size > 1:
-        reached = torch.tensor([int(_reaches_peers(config, device))])
+        on_one_node = len({Topology(config).place(rank).node_rank for rank in tp_ranks}) == 1
+        reached = torch.tensor([int(on_one_node and _reaches_peers(device))])
         dist.all_reduce(reached, op=dist.ReduceOp.MIN, group=control)
         if group is not None and int(reached):
             from hpcserve.distributed.comm_symm_mem import SymmMemComm
@@ -229,9 +247,9 @@ def _tp_comm(
     return None if group is None else TorchComm(group)
 
 
-def _reaches_peers(config: ParallelConfig, device: torch.device) -> bool:
-    """Whether this GPU may read the memory of all others of its node, and they are its group."""
-    if os.environ.get("NCCL_P2P_DISABLE", "0") == "1" or config.tp_size > config.ranks_per_node:
+def _reaches_peers(device: torch.device) -> bool:
+    """Whether this GPU may read the memory of all others of its node."""
+    if os.environ.get("NCCL_P2P_DISABLE", "0") == "1":
         return False
     others = (n for n in range(torch.cuda.device_count()) if n != device.index)
     return all(torch.cuda.can_device_access_peer(device.index, other) for other in others)

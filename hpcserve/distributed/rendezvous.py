@@ -2,12 +2,14 @@
 
 JSON messages over the standard library's authenticated connections: each side proves by a
 challenge that it knows the job's secret, which itself is never sent. A connection that breaks
-tells each side at once that the other is gone.
+tells each side at once that the other is gone; so does one that is silent, where a process was
+halted or a node lost its power, since each side says every second that it is there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -28,6 +30,10 @@ logger = get_logger(__name__)
 _RETRY_S = 0.2
 #: A stranger that connects and says nothing is dropped after this.
 _HANDSHAKE_S = 10.0
+_BEAT_S = 1.0
+#: A side that said nothing for so long is gone.
+SILENCE_S = 8.0
+_BEAT = {"kind": "beat"}
 
 Message = dict[str, Any]
 #: (node rank, message); None: the node is gone.
@@ -54,19 +60,22 @@ class Head:
         self._num_nodes = num_nodes
         self._on_message = on_message
         self._nodes: dict[int, Connection] = {}
+        self._heard_s: dict[int, float] = {}
         self._lock = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
         self._listener = _listener(address)
         threading.Thread(target=self._accept, name="rendezvous", daemon=True).start()
+        threading.Thread(target=self._beat, name="rendezvous-beat", daemon=True).start()
 
     def send(self, node_rank: int, message: Message) -> None:
         """A node that is gone gets nothing; its end was told."""
         with self._lock, contextlib.suppress(OSError):
-            self._nodes[node_rank].send_bytes(json.dumps(message).encode())
+            if node_rank in self._nodes:
+                self._nodes[node_rank].send_bytes(json.dumps(message).encode())
 
     def close(self) -> None:
         """Tell every node to end."""
-        self._closed = True
+        self._closed.set()
         for node_rank in list(self._nodes):
             self.send(node_rank, {"kind": "end"})
         # close() alone would not wake the thread that accepts.
@@ -75,7 +84,7 @@ class Head:
         self._listener.close()
 
     def _accept(self) -> None:
-        while not self._closed:
+        while not self._closed.is_set():
             try:
                 accepted, (host, *_) = self._listener.accept()
             except OSError:
@@ -109,13 +118,30 @@ class Head:
             connection.send_bytes(json.dumps({"kind": "refused", "reason": why}).encode())
             connection.close()
             return
+        self._heard_s[node_rank] = time.monotonic()
         self._nodes[node_rank] = connection
         self._on_message(node_rank, hello)
         with contextlib.suppress(OSError, EOFError):
             while True:
-                self._on_message(node_rank, json.loads(connection.recv_bytes()))
-        if not self._closed:
+                message = json.loads(connection.recv_bytes())
+                self._heard_s[node_rank] = time.monotonic()
+                if message != _BEAT:
+                    self._on_message(node_rank, message)
+        with self._lock:
+            del self._nodes[node_rank]
+            connection.close()
+        if not self._closed.is_set():
             self._on_message(node_rank, None)
+
+    def _beat(self) -> None:
+        """Tell every node that we are here, and hang up on those that say nothing."""
+        while not self._closed.wait(_BEAT_S):
+            for node_rank, connection in list(self._nodes.items()):
+                self.send(node_rank, _BEAT)
+                silent_s = time.monotonic() - self._heard_s[node_rank]
+                if silent_s > SILENCE_S:
+                    logger.error("node %d said nothing for %.0f s", node_rank, silent_s)
+                    _shut(connection)
 
 
 class Member:
@@ -125,21 +151,30 @@ class Member:
         """Raises EngineStartError where the head is not to be reached, or refuses us."""
         self._lock = threading.Lock()
         self._connection = _connect(address, timeout_s)
+        self._heard_s = time.monotonic()
+        self._closed = threading.Event()
         self.send(hello)
+        threading.Thread(target=self._beat, name="rendezvous-beat", daemon=True).start()
 
     def send(self, message: Message) -> None:
         with self._lock, contextlib.suppress(OSError):
             self._connection.send_bytes(json.dumps(message).encode())
 
     def receive(self, timeout_s: float) -> Message | None:
-        """The next message, or None after so long.  Raises EOFError where the head is gone."""
-        if not self._connection.poll(timeout_s):
-            return None
+        """The next message, or None after at most so long.
+
+        Raises EOFError where the head is gone, or was silent for SILENCE_S.
+        """
         try:
+            if not self._connection.poll(timeout_s):
+                if time.monotonic() - self._heard_s > SILENCE_S:
+                    raise EOFError(f"it said nothing for {SILENCE_S:.0f} s")
+                return None
             message: Message = json.loads(self._connection.recv_bytes())
         except OSError as error:
-            raise EOFError from error
-        return message
+            raise EOFError(str(error)) from error
+        self._heard_s = time.monotonic()
+        return None if message == _BEAT else message
 
     def own_address(self) -> str:
         """Under which the head sees this node: no loopback unless the head is here."""
@@ -148,7 +183,13 @@ class Member:
         return address
 
     def close(self) -> None:
-        self._connection.close()
+        self._closed.set()
+        with self._lock:
+            self._connection.close()
+
+    def _beat(self) -> None:
+        while not self._closed.wait(_BEAT_S):
+            self.send(_BEAT)
 
 
 def _listener(address: str) -> socket.socket:
@@ -157,6 +198,7 @@ def _listener(address: str) -> socket.socket:
     if descriptor >= 0:
         return socket.socket(fileno=descriptor)
     host, port = split_address(address)
+    _refuse_hidden_loopback(host, address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -172,9 +214,33 @@ def _listener(address: str) -> socket.socket:
     return listener
 
 
+def _refuse_hidden_loopback(host: str, address: str) -> None:
+    """A name of this machine that stands for 127.0.1.1 in its /etc/hosts is of no use to others.
+
+    Who writes a loopback address down, or localhost, means it: all nodes on one machine.
+    """
+    if host == "localhost" or _is_loopback(host):
+        return
+    with contextlib.suppress(socket.gaierror):
+        found: str = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        if _is_loopback(found):
+            raise ConfigError(
+                f"--dist-init-addr {address}: here {host} is {found}, a loopback address that no "
+                "other node reaches; give this node's address on the network instead"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _connect(address: str, timeout_s: float) -> Connection:
     key = secret()
     host, port = split_address(address)
+    hint = " (a loopback address means this machine)" if _is_loopback(host) else ""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -184,7 +250,7 @@ def _connect(address: str, timeout_s: float) -> Connection:
             if time.monotonic() > deadline:
                 raise EngineStartError(
                     f"{socket.gethostname()} cannot reach node 0 at {address}: {error}; is it "
-                    "started, and is the address reached from here?"
+                    f"started, and is the address reached from here?{hint}"
                 ) from error
             time.sleep(_RETRY_S)
     connected.settimeout(None)

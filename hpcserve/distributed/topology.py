@@ -111,9 +111,14 @@ class Topology:
         first = node_rank * self.config.ranks_per_node
         return tuple(range(first, first + self.config.ranks_per_node))
 
+    def nodes_of(self, dp_rank: int) -> tuple[int, ...]:
+        """The nodes of a replica's ranks, in order."""
+        found = (self.place(rank).node_rank for rank in self.companions(dp_rank))
+        return tuple(dict.fromkeys(found))
+
     def spans_nodes(self, dp_rank: int) -> bool:
         """Whether a replica's ranks are on more than one node."""
-        return len({self.place(rank).node_rank for rank in self.companions(dp_rank)}) > 1
+        return len(self.nodes_of(dp_rank)) > 1
 
     def core_node(self, dp_rank: int) -> int:
         """The node on which a replica's core runs: that of its first rank."""

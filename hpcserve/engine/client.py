@@ -10,26 +10,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
-
-import numpy as np
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.generation import sampling_defaults
-from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls
+from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls, Replies
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
 from hpcserve.engine.open_request import OpenRequest
 from hpcserve.engine.output_processor import OutputProcessor
 from hpcserve.engine.pace import Pace
-from hpcserve.engine.replica import Replica
+from hpcserve.engine.prompt_check import checked_prompt
+from hpcserve.engine.replica import Replica, ReplicaStatus
 from hpcserve.engine.replica_set import ReplicaEvents, ReplicaSet
 from hpcserve.engine.request_stream import RequestStream, params_of_answer, request_error
 from hpcserve.engine.supervisor import CORE_MODULE
 from hpcserve.engine.supported_layout import check_layout
 from hpcserve.errors import (
-    ContextLengthError,
     EngineDeadError,
     EngineError,
     HpcserveError,
@@ -52,24 +50,24 @@ from hpcserve.scheduler.lockstep import total_stats
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 # Faces import the engine from here alone.
-__all__ = ["CORE_MODULE", "EngineClient", "RequestStream"]
+__all__ = ["CORE_MODULE", "EngineClient", "ReplicaStatus", "RequestStream"]
 
 #: Writing a trace takes longer than anything else.
 _PROFILE_TIMEOUT_S = 600.0
 
 
-class EngineClient:
+class EngineClient(AbstractAsyncContextManager["EngineClient"]):
     """Made by `start` (a core of its own) or `connect` (a core that runs)."""
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         config: EngineConfig | None = None,
         *,
         module: str = CORE_MODULE,
     ) -> None:
         self.config = config or EngineConfig()
-        self.tokenizer = tokenizer
+        self._tokenizer = tokenizer
         #: Sampling parameters for requests that do not say them, of the model's own.
         self.sampling_defaults = sampling_defaults(self.config.model)
         self._processor = OutputProcessor()
@@ -100,12 +98,7 @@ class EngineClient:
 
         Raises EngineStartError, ConfigError, or ModelError where the model is to blame.
         """
-        check_layout(config)
-        client = cls(tokenizer, config, module=module)
-        async with client._closed_on_failure():
-            await client._replicas.start()
-            await client._wait_ready(timeout_s)
-        return client
+        return await cls._start(config, lambda: tokenizer, module, timeout_s)
 
     @classmethod
     async def open(
@@ -116,7 +109,30 @@ class EngineClient:
         Raises also ModelNotFoundError and TokenizerError.
         """
         config = with_model_folder(config)
-        return await cls.start(config, load_tokenizer(config), module=module, timeout_s=timeout_s)
+        return await cls._start(config, lambda: load_tokenizer(config), module, timeout_s)
+
+    @classmethod
+    async def _start(
+        cls,
+        config: EngineConfig,
+        read_tokenizer: Callable[[], Tokenizer],
+        module: str,
+        timeout_s: float | None,
+    ) -> EngineClient:
+        check_layout(config)
+        client = cls(None, config, module=module)
+        async with client._closed_on_failure():
+            # The cores have the longer way to go: they are started first.
+            starting = asyncio.ensure_future(client._replicas.start())
+            try:
+                await asyncio.sleep(0)
+                client._tokenizer = await asyncio.to_thread(read_tokenizer)
+                await starting
+            finally:
+                starting.cancel()
+                await asyncio.wait({starting})
+            await client._wait_ready(timeout_s)
+        return client
 
     @classmethod
     async def connect(
@@ -147,6 +163,13 @@ class EngineClient:
             stack.pop_all()
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's; raises EngineError before the start has read it."""
+        if self._tokenizer is None:
+            raise EngineError("the tokenizer has not been read yet")
+        return self._tokenizer
+
+    @property
     def ready(self) -> Ready:
         """What the first core said of itself: context length, vocabulary, size of the KV cache."""
         return self._replicas.ready
@@ -165,10 +188,6 @@ class EngineClient:
     def died(self) -> asyncio.Event:
         """Set when the engine is gone."""
         return self._replicas.died
-
-    @property
-    def is_alive(self) -> bool:
-        return self.dead is None and not self._closed
 
     @property
     def num_open(self) -> int:
@@ -220,7 +239,10 @@ class EngineClient:
         ids = self.check(prompt_token_ids, params)
         if not -(2**63) <= priority < 2**63:
             raise InvalidParameterError("priority", f"{priority} does not fit in 64 bits")
-        name = f"request-{next(self._names)}" if name is None else name
+        if name is None:
+            # Users may have taken one of these for themselves.
+            numbered = (f"request-{number}" for number in self._names)
+            name = next(one for one in numbered if one not in self._streams)
         if name in self._streams:
             raise InvalidParameterError("rid", f"{name!r} is running already")
         request = OpenRequest(name, prompt_token_ids, params, self.tokenizer, streams=streams)
@@ -272,25 +294,7 @@ class EngineClient:
     ) -> Int32Array:
         """The prompt as it is sent. Raises what `submit` raises for a request that cannot run."""
         self.check_admits()
-        ready = self.ready
-        params.validate(vocab_size=ready.vocab_size)
-        num_tokens = len(prompt_token_ids)
-        if num_tokens == 0:
-            raise InvalidParameterError("prompt", "it is empty")
-        if num_tokens + (params.max_tokens or 1) > ready.context_length:
-            raise ContextLengthError(num_tokens, params.max_tokens, ready.context_length)
-        try:
-            ids = np.asarray(prompt_token_ids, dtype=np.int32)
-        except (OverflowError, ValueError, TypeError) as error:
-            raise InvalidParameterError("prompt", f"no list of token ids: {error}") from error
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= ready.vocab_size:
-            raise InvalidParameterError(
-                "prompt",
-                f"token id {low if low < 0 else high} is out of range "
-                f"(the vocabulary has {ready.vocab_size})",
-            )
-        return ids
+        return checked_prompt(prompt_token_ids, params, self.ready)
 
     def check_admits(self) -> None:
         """Raise EngineError where no request is taken: the engine is gone, or drains."""
@@ -314,20 +318,26 @@ class EngineClient:
 
     async def stats(self) -> SchedulerStats:
         """Gauges and counters, summed over the replicas that live."""
-        stats = [reply.stats for reply in await self._ask("stats") if reply.stats is not None]
+        replies = (await self._ask("stats")).values()
+        stats = [reply.stats for reply in replies if reply.stats is not None]
         if not stats:
             raise EngineError("the engine gave no statistics")
         return total_stats(stats)
 
-    async def drain_replica(self, index: int) -> None:
-        """Give a replica no more requests and wait until its open ones have ended.
+    async def replica_status(self) -> list[ReplicaStatus]:
+        """How each replica is; those that are away give no gauges."""
+        return self._replicas.status(await self._ask("stats"))
 
-        Raises EngineError where no other would take requests.
+    def drain_replica(self, index: int) -> None:
+        """Give a replica no more requests; it is drained when its open ones have ended.
+
+        Raises InvalidParameterError for one that there is not, EngineError where no other would
+        take requests.
         """
-        await self._replicas.drain(index)
+        self._replicas.drain(index)
 
     def resume_replica(self, index: int) -> None:
-        """Give a drained replica requests again."""
+        """Give a drained replica requests again.  Raises InvalidParameterError."""
         self._replicas.resume(index)
 
     async def flush_cache(self) -> None:
@@ -341,15 +351,13 @@ class EngineClient:
     async def stop_profile(self) -> list[str]:
         """The paths of the traces, which are written now. Raises EngineError where none is taken."""
         replies = await self._ask("stop_profile", timeout_s=_PROFILE_TIMEOUT_S)
-        return [reply.result for reply in replies]
+        return [reply.result for reply in replies.values()]
 
     async def _ask(
         self, kind: str, argument: str = "", *, timeout_s: float = CALL_TIMEOUT_S
-    ) -> list[ControlReply]:
+    ) -> Replies:
         self._replicas.check_alive()
         return await self._calls.ask(self._replicas.members, kind, argument, timeout_s=timeout_s)
-
-    # ------------------------------------------------------------ inside
 
     def _on_message(
         self, replica: Replica, message: EngineCoreOutputs | RequestFailed | ControlReply
@@ -396,9 +404,6 @@ class EngineClient:
             self._processor.close(stream.request, EngineDeadError(str(error)))
         self._forget_finished()
         self._calls.fail(error)
-
-    async def __aenter__(self) -> EngineClient:
-        return self
 
     async def __aexit__(self, *_: Any) -> None:
         await self.close()

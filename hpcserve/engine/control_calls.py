@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from hpcserve.engine.replica import Replica
 from hpcserve.errors import EngineDeadError, EngineError
@@ -13,16 +14,20 @@ from hpcserve.ipc.messages import ControlReply, ControlRequest
 CALL_TIMEOUT_S = 30.0
 
 
+#: By index of the replica that gave it.
+Replies: TypeAlias = dict[int, ControlReply]
+
+
 class _Call:
     """A control request that several replicas answer."""
 
     def __init__(self, asked: set[int]) -> None:
-        self.done: asyncio.Future[list[ControlReply]] = asyncio.get_running_loop().create_future()
+        self.done: asyncio.Future[Replies] = asyncio.get_running_loop().create_future()
         self._missing = asked
-        self._replies: list[ControlReply] = []
+        self._replies: Replies = {}
 
     def answer(self, index: int, reply: ControlReply) -> None:
-        self._replies.append(reply)
+        self._replies[index] = reply
         self.give_up(index)
 
     def give_up(self, index: int) -> None:
@@ -46,12 +51,14 @@ class ControlCalls:
         argument: str = "",
         *,
         timeout_s: float = CALL_TIMEOUT_S,
-    ) -> list[ControlReply]:
+    ) -> Replies:
         """Ask every replica that lives; one that ends meanwhile is not waited for.
 
         Raises EngineError where one refuses or none answers, EngineDeadError when all are gone.
         """
         living = [one for one in replicas if one.ready is not None and one.dead is None]
+        if not living:
+            raise EngineError(f"no replica is there to {kind}; one may be starting again")
         message = ControlRequest(next(self._ids), kind, argument)
         call = self._open[message.call_id] = _Call({one.index for one in living})
         for one in living:
@@ -62,7 +69,7 @@ class ControlCalls:
             raise EngineError(f"the engine did not answer {kind} in {timeout_s:.0f} s") from None
         finally:
             del self._open[message.call_id]
-        for reply in replies:
+        for reply in replies.values():
             if reply.error is not None:
                 raise EngineError(f"{kind}: {reply.error}")
         return replies

@@ -78,7 +78,7 @@ class EngineCore:
             self._scheduler = LockstepScheduler(replicas, PrefixRouter().choose)
         overlap = config.scheduler.enable_overlap
         if overlap is None:
-            overlap = not info.device.startswith("cpu") and not together
+            overlap = not info.device.startswith("cpu")
         self._depth = 2 if overlap else 1
         # Every stage has a micro-batch, and one more is on its way.
         if config.parallel.pp_size > 1:
@@ -212,6 +212,7 @@ def run_core(config: EngineConfig, endpoint: str) -> None:
         channel.broadcast(EngineDead("core", str(error), error.exit_code))
         _last_words(executor, error)
         sys.exit(error.exit_code)
+    # A defect of the engine: whatever it is, it is logged whole, and every frontend hears of it.
     except Exception as error:
         logger.exception("the engine core failed")
         channel.broadcast(EngineDead("core", f"{type(error).__name__}: {error}"))

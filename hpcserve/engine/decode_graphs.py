@@ -9,19 +9,22 @@ where another one is sampled from the logits, it is written over it.
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from hpcserve.attention.base import AttentionBackend, AttentionMetadata
+from hpcserve.distributed.parallel_state import ReplicaGather
 from hpcserve.engine.input_batch import InputBatch
 from hpcserve.ipc.messages import Int32Array
 from hpcserve.kvcache.mha_pool import MHAPool
+from hpcserve.layers.embedding import LogitShard
 from hpcserve.layers.forward_context import ForwardContext
 from hpcserve.models.base import CausalLM
 from hpcserve.ops.metadata import expand_decode, row_pages
-from hpcserve.ops.sampling import store_argmax
+from hpcserve.ops.sampling import store_argmax, store_choice
 
 _PADDING_SLOT = -1
 
@@ -38,28 +41,66 @@ def ladder(max_rows: int) -> list[int]:
 class DecodeOutputs:
     """In the graph's own memory: valid until the next replay, token_ids for num_turns of them.
 
-    logits: [num_rows, vocab_size]; of a stage that is not the last, hidden states
-    [num_rows, hidden_size].  token_ids: int64[num_rows], the logits' argmax on the last stage.
+    hidden: [num_rows, hidden_size].  logits: this rank's part; None on a stage that is not the
+    last.  token_ids: int64[num_rows], the logits' argmax on the last stage.
     slots: int32[num_rows].  positions: int32[num_rows], where the new token stands.
     """
 
-    logits: torch.Tensor
+    hidden: torch.Tensor
+    logits: LogitShard | None
     token_ids: torch.Tensor
     slots: torch.Tensor
     positions: torch.Tensor
 
 
 @dataclass(frozen=True)
+class ForwardOutputs:
+    """What one forward pass leaves; as in DecodeOutputs."""
+
+    hidden: torch.Tensor
+    logits: LogitShard | None
+    positions: torch.Tensor
+
+
+class GraphRecorder:
+    """Captures what runs on a GPU; all graphs share their memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory = torch.cuda.graph_pool_handle()
+        # One for all: cuBLAS keeps a workspace (32 MiB on Hopper) for every stream it ever ran on.
+        self._warm_up_stream = torch.cuda.Stream(device)
+
+    def capture(
+        self, run: Callable[[], ForwardOutputs]
+    ) -> tuple[ForwardOutputs, Callable[[], None]]:
+        """Run once to warm up, then capture.  Returns (where outputs will stand, what replays)."""
+        stream = self._warm_up_stream
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            run()
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # NCCL's own threads look at their events meanwhile, which is no part of the capture.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode=mode):
+            outputs = run()
+        return outputs, graph.replay
+
+
+make_recorder: Callable[[torch.device], GraphRecorder] = GraphRecorder
+
+
+@dataclass(frozen=True)
 class _Captured:
     """inputs: int32[2 * rows + 1], slots, num_computed, and the turn.  token_ids: int64[turns,
-    rows]; a replay writes those of its turn.  logits, slots and positions as in DecodeOutputs."""
+    rows]; a replay writes those of its turn.  The others as in DecodeOutputs."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
     inputs: torch.Tensor
     token_ids: torch.Tensor
-    logits: torch.Tensor
+    outputs: ForwardOutputs
     slots: torch.Tensor
-    positions: torch.Tensor
 
 
 class DecodeGraphs:
@@ -67,6 +108,7 @@ class DecodeGraphs:
 
     received: [max_rows, hidden_size] on a stage that is not the first, where the graphs read what
     the stage before sent.  makes_logits: False on a stage that is not the last.
+    replicas: those that share experts; each graph gathers as many tokens of each as it has rows.
     num_turns: replays after which a graph writes its greedy tokens to the same place again: more
     than steps are ever under way.
     """
@@ -81,8 +123,10 @@ class DecodeGraphs:
         max_rows: int,
         received: torch.Tensor | None = None,
         makes_logits: bool = True,
+        replicas: ReplicaGather | None = None,
         num_turns: int = 4,
     ) -> None:
+        self._replicas = replicas or ReplicaGather()
         self._model = model
         self._received = received
         self._makes_logits = makes_logits
@@ -92,9 +136,7 @@ class DecodeGraphs:
         self._batch = batch
         self._sizes = ladder(max_rows)
         self._graphs: dict[tuple[int, int], _Captured] = {}
-        self._memory = torch.cuda.graph_pool_handle()
-        # One for all: cuBLAS keeps a workspace (32 MiB on Hopper) for every stream it ever ran on.
-        self._warm_up_stream = torch.cuda.Stream(batch.device)
+        self._recorder = make_recorder(batch.device)
         self._turn = 0
 
     @property
@@ -112,13 +154,17 @@ class DecodeGraphs:
         slots: Int32Array,
         num_computed: Int32Array,
         received: torch.Tensor | None = None,
+        *,
+        at_least: int = 0,
     ) -> DecodeOutputs:
         """A step of decode rows: at most `max_rows` slots, their histories' lengths.
 
+        at_least: rows that the graph must have.
         received: [num_rows, hidden_size] of the stage before, on all stages but the first.
         """
         rows = len(slots)
-        size = self._sizes[bisect.bisect_left(self._sizes, rows)]
+        size = self._sizes[bisect.bisect_left(self._sizes, max(rows, at_least))]
+        self._replicas.counts = [size] * self._replicas.size
         self._turn = (self._turn + 1) % self._num_turns
         host = np.zeros(2 * size + 1, np.int32)
         host[:size] = _PADDING_SLOT
@@ -132,13 +178,18 @@ class DecodeGraphs:
         captured = self._graphs[size, variant]
         if self._received is not None and received is not None:
             self._received[:rows].copy_(received)
-        captured.inputs.copy_(torch.from_numpy(host).pin_memory(), non_blocking=True)
-        captured.graph.replay()
+        staged = torch.from_numpy(host)
+        if self._batch.device.type == "cuda":
+            staged = staged.pin_memory()
+        captured.inputs.copy_(staged, non_blocking=True)
+        captured.replay()
+        outputs = captured.outputs
         return DecodeOutputs(
-            captured.logits[:rows],
+            outputs.hidden[:rows],
+            None if outputs.logits is None else outputs.logits.first_rows(rows),
             captured.token_ids[self._turn, :rows],
             captured.slots[:rows],
-            captured.positions[:rows],
+            outputs.positions[:rows],
         )
 
     def _capture(self, size: int, variant: int) -> None:
@@ -146,23 +197,14 @@ class DecodeGraphs:
         inputs = torch.zeros(2 * size + 1, dtype=torch.int32, device=self._batch.device)
         inputs[:size] = _PADDING_SLOT
         token_ids = torch.zeros(self._num_turns, size, dtype=torch.int64, device=self._batch.device)
-        stream = self._warm_up_stream
-        stream.wait_stream(torch.cuda.current_stream(self._batch.device))
-        with torch.cuda.stream(stream):
-            self._forward(inputs, token_ids, variant)
-        torch.cuda.current_stream(self._batch.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # NCCL's own threads look at their events meanwhile, which is no part of the capture.
-        mode = "thread_local"
-        with torch.cuda.graph(graph, pool=self._memory, capture_error_mode=mode):
-            logits, positions = self._forward(inputs, token_ids, variant)
-        slots = inputs[:size]
-        self._graphs[size, variant] = _Captured(graph, inputs, token_ids, logits, slots, positions)
+        self._replicas.counts = [size] * self._replicas.size
+        outputs, replay = self._recorder.capture(lambda: self._forward(inputs, token_ids, variant))
+        self._graphs[size, variant] = _Captured(replay, inputs, token_ids, outputs, inputs[:size])
 
     def _forward(
         self, inputs: torch.Tensor, token_ids: torch.Tensor, variant: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(logits, positions of the new tokens), which are written where they belong."""
+    ) -> ForwardOutputs:
+        """The outputs, and tokens written where they belong."""
         size = len(inputs) // 2
         slots, num_computed, turn = inputs.split([size, size, 1])
         batch = self._batch
@@ -185,8 +227,13 @@ class DecodeGraphs:
         self._backend.capture_plan(meta, variant)
         ctx = ForwardContext(meta, self._backend, self._pool.layers)
         embeds = None if self._received is None else self._received[:size]
-        logits = self._model(input_ids, positions, ctx, input_embeds=embeds)
-        if self._makes_logits:
-            logits = self._model.compute_logits(logits)
-            store_argmax(logits, batch.token_buffer, slots, seq_lens, token_ids, turn)
-        return logits, seq_lens
+        hidden = self._model(input_ids, positions, ctx, input_embeds=embeds)
+        if not self._makes_logits:
+            return ForwardOutputs(hidden, None, seq_lens)
+        logits = self._model.logit_shard(hidden)
+        places = (batch.token_buffer, slots, seq_lens, token_ids, turn)
+        if logits.is_whole:
+            store_argmax(logits.logits, *places)
+        else:
+            store_choice(logits.best_of_parts(), *places)
+        return ForwardOutputs(hidden, logits, seq_lens)

@@ -46,4 +46,6 @@ class InprocExecutor(Executor):
         return str(self._profiler.stop())
 
     def shutdown(self) -> None:
+        if self._worker is not None:
+            self._worker.finish()
         self._worker = None

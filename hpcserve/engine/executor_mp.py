@@ -84,7 +84,7 @@ class MpExecutor(Executor):
         self._results: deque[ModelRunnerOutput] = deque()
         self._issued: deque[tuple[int, float]] = deque()
         self._ready: dict[int, WorkerInfo] = {}
-        self._beats: dict[int, tuple[float, int]] = {}
+        self._beats: dict[int, tuple[float, WorkerBeat]] = {}
         self._nodes: dict[int, str] = {}
         self._store: StoreAddress | None = None
         self._serving = False
@@ -104,7 +104,7 @@ class MpExecutor(Executor):
                 if self._topology.place(rank).node_rank == node:
                     self._processes[rank] = WorkerProcess.spawn(config, rank, endpoint)
             self.info = self._wait_ready()
-        except BaseException:
+        except BaseException:  # a signal as well: no rank may be left behind
             self.shutdown()
             raise
 
@@ -199,11 +199,13 @@ class MpExecutor(Executor):
         waited = time.monotonic() - since
         if waited < self._watchdog_s:
             return
-        behind = min(self._beats, key=lambda rank: self._beats[rank][1])
+        # Ranks that wait for others in a step are not to blame for it.
+        beats = [beat for _, beat in self._beats.values()]
+        behind = min(beats, key=lambda beat: (beat.last_step, beat.waits, not beat.doing))
         raise self._dead(
-            behind,
+            behind.rank,
             f"step {step_id} did not end in {waited:.0f} s (--watchdog-timeout), and this rank is "
-            f"the one furthest behind (at step {self._beats[behind][1]})",
+            f"the one furthest behind: at step {behind.last_step} {behind.doing}".rstrip(),
         )
 
     def _dead(self, rank: int, reason: str) -> HpcserveError:
@@ -222,7 +224,7 @@ class MpExecutor(Executor):
         if isinstance(message, ModelRunnerOutput):
             self._take(message)
         elif isinstance(message, WorkerBeat):
-            self._beats[message.rank] = (time.monotonic(), message.last_step)
+            self._beats[message.rank] = (time.monotonic(), message)
             self._channel.send(message.rank, WorkerBeat(-1), BEATS)
         elif isinstance(message, GrammarCompiled):
             self._compiled.append(message)
@@ -263,20 +265,31 @@ class MpExecutor(Executor):
                 raise self._dead(late[0], f"it {what} in {limit_s:g} s")
         self._serving = True
         now = time.monotonic()
-        self._beats = dict.fromkeys(self._ranks, (now, 0))
+        self._beats = {rank: (now, WorkerBeat(rank)) for rank in self._ranks}
         return self._ready[self._output_ranks[0]]
 
     def shutdown(self) -> None:
         if self._failure is None and len(self._ready) == len(self._ranks):
-            self._channel.broadcast(self._ranks, StopWorker())
-            deadline = time.monotonic() + _STOP_S
-            for process in self._processes.values():
-                process.stop(max(0.0, deadline - time.monotonic()))
+            self._stop_ranks()
         for process in self._processes.values():
             process.kill()
         self._channel.close()
         if self._owned is not None:
             self._owned.remove()
+
+    def _stop_ranks(self) -> None:
+        """Let them end by themselves: each when all are through with their steps."""
+        started = time.monotonic()
+        self._channel.broadcast(self._ranks, StopWorker())
+        for process in self._processes.values():
+            process.stop(max(0.0, started + _STOP_S - time.monotonic()))
+        took_s = time.monotonic() - started
+        for rank, process in self._processes.items():
+            if process.is_alive:
+                logger.warning("rank %d did not end in %.0f s; it is killed", rank, _STOP_S)
+            elif not process.ended_in_order:
+                logger.warning("rank %d did not end in order: %s", rank, process.end_reason())
+        logger.info("told to stop, %d ranks ended in %.1f s", len(self._processes), took_s)
 
 
 def joined(parts: list[ModelRunnerOutput]) -> ModelRunnerOutput:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.client import EngineClient
-from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
+from hpcserve.engine.model_folder import with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE
 from hpcserve.errors import UsageError
 from hpcserve.ipc.messages import SchedulerStats
 from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
+from hpcserve.tokenizer.tokenizer import Tokenizer
 
 T = TypeVar("T")
 Prompt = str | Sequence[int]
@@ -32,18 +34,19 @@ class LLM:
         if model is not None:
             options["model"] = str(model)
         self.config = with_model_folder(EngineConfig.from_options(options))
-        self.tokenizer = load_tokenizer(self.config)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="llm", daemon=True)
         self._thread.start()
         self._closed = False
-        try:
-            self._client = self._run(
-                EngineClient.start(self.config, self.tokenizer, module=core_module)
-            )
-        except BaseException:
-            self._stop_loop()
-            raise
+        with ExitStack() as stack:
+            stack.callback(self._stop_loop)
+            self._client = self._run(EngineClient.open(self.config, module=core_module))
+            stack.pop_all()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self._client.tokenizer
 
     def generate(
         self,
@@ -76,9 +79,9 @@ class LLM:
         chat_template_kwargs: dict[str, Any] | None = None,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or each of several."""
-        first = messages[0] if messages else None
-        many: list[Any] = messages if isinstance(first, list) else [messages]
+        """Answer one conversation, or each of several; an empty list is none."""
+        is_one = bool(messages) and not isinstance(messages[0], list)
+        many: list[Any] = [messages] if is_one else messages
         variables = chat_template_kwargs or {}
         ids: list[Sequence[int]] = [
             self.tokenizer.encode_chat(one, tools=tools, **variables) for one in many
@@ -119,9 +122,8 @@ class LLM:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
-        except BaseException:  # Ctrl-C in the caller: its requests must not run on
-            future.cancel()
-            raise
+        finally:
+            future.cancel()  # after Ctrl-C in the caller: its requests must not run on
 
     def _stop_loop(self) -> None:
         self._closed = True

@@ -10,6 +10,8 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.errors import ModelNotFoundError
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
+_HUB_PREFIX = "models--"
+
 
 def with_model_folder(config: EngineConfig) -> EngineConfig:
     """The config with absolute folders for model and tokenizer.
@@ -33,10 +35,16 @@ def with_model_folder(config: EngineConfig) -> EngineConfig:
 
 
 def model_name(folder: Path) -> str:
-    """What clients call the model of a folder, where nobody named it: the folder's name."""
+    """What clients call the model of a folder, where nobody named it: the folder's name, or the
+    hub's where it is of the hub cache (models--ORG--NAME/snapshots/COMMIT)."""
     from hpcserve.demo import MODEL_NAME, tiny_chat_path
 
-    return MODEL_NAME if folder == tiny_chat_path() else folder.name
+    if folder == tiny_chat_path():
+        return MODEL_NAME
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith(_HUB_PREFIX):
+        return repository.removeprefix(_HUB_PREFIX).replace("--", "/")
+    return folder.name
 
 
 def served_name(config: EngineConfig, wanted: str | None) -> str:

@@ -18,8 +18,9 @@ from hpcserve.engine.input_batch import InputBatch, StepInputs
 from hpcserve.engine.prompt_logprobs import PromptLogprobs
 from hpcserve.engine.sampler import Logprobs, Sampler
 from hpcserve.engine.step_result import CudaStep, FinishedStep, StepTensors
-from hpcserve.ipc.messages import SchedulerOutput
+from hpcserve.ipc.messages import Int32Array, SchedulerOutput
 from hpcserve.kvcache.mha_pool import MHAPool
+from hpcserve.layers.embedding import LogitShard
 from hpcserve.layers.forward_context import ForwardContext
 from hpcserve.models.base import CausalLM
 
@@ -101,6 +102,7 @@ class ModelRunner:
             pool=self.pool,
             backend=backend,
             batch=self.batch,
+            replicas=self._replicas,
             max_rows=max_rows,
             received=None
             if self.stage.is_first
@@ -114,14 +116,13 @@ class ModelRunner:
 
     def _run(self, step: SchedulerOutput) -> StepTensors:
         self.apply(step)
+        if (rows := self._rows_of_graph(step)) is not None and self._graphs is not None:
+            return self._replay(self._graphs, step, rows)
         if step.replica_tokens is not None:
             self._replicas.counts = step.replica_tokens
             if not len(step.slots):
                 for layer in self.model.sparse_layers():
                     layer.serve_others(self._dtype, self.device)
-        graphs = self._graphs
-        if graphs is not None and 0 < len(step.slots) == step.num_decodes <= graphs.max_rows:
-            return self._replay(graphs, step)
         inputs = self.batch.prepare(step)
         if inputs is None:
             return StepTensors(step.step_id, 0, np.zeros(0, dtype=np.int64))
@@ -139,20 +140,35 @@ class ModelRunner:
             step.step_id, len(step.slots), inputs.sample_rows, token_ids, logprobs, prompts
         )
 
-    def _replay(self, graphs: DecodeGraphs, step: SchedulerOutput) -> StepTensors:
-        """A step of decodes alone, as a captured graph."""
+    def _rows_of_graph(self, step: SchedulerOutput) -> int | None:
+        """Rows that a captured graph for this step must have, None where none can take it.
+
+        Replicas that share experts take the same graph, those without a row too.
+        """
+        if step.replica_tokens is None:
+            rows, fits = len(step.slots), 0 < len(step.slots) == step.num_decodes
+        else:
+            rows, fits = max(step.replica_tokens), step.all_decode and any(step.replica_tokens)
+        graphs = self._graphs
+        return rows if graphs is not None and fits and rows <= graphs.max_rows else None
+
+    def _replay(self, graphs: DecodeGraphs, step: SchedulerOutput, at_least: int) -> StepTensors:
+        """A step of decodes alone, as a captured graph of at least so many rows."""
         self.batch.write_pages(step)
         rows = len(step.slots)
         received = None if self.stage.is_first else self._take_over(rows)
-        out = graphs.run(step.slots, step.num_computed, received)
+        out = graphs.run(step.slots, step.num_computed, received, at_least=at_least)
+        if rows == 0:
+            return StepTensors(step.step_id, 0, np.zeros(0, dtype=np.int64))
         if not self.stage.is_last:
             # The next replay writes there, perhaps before this has left.
-            self._hand_on(out.logits.clone())
+            self._hand_on(out.hidden.clone())
             return StepTensors(step.step_id, rows, np.zeros(0, dtype=np.int64))
         if self.sampler.takes_argmax(step.slots):
             return StepTensors(step.step_id, rows, np.arange(rows), out.token_ids)
         slots, positions = out.slots.long(), out.positions.long()
-        token_ids, logprobs = self.sampler.sample(
+        assert out.logits is not None, "graphs of the last stage make logits"
+        token_ids, logprobs = self._pick(
             out.logits, step.slots, step.num_computed + 1, slots, positions
         )
         self.batch.store(slots, positions, token_ids)
@@ -203,8 +219,8 @@ class ModelRunner:
         if len(rows) == 0:
             return None, None
         last = hidden if inputs.last_tokens is None else hidden[inputs.last_tokens]
-        token_ids, logprobs = self.sampler.sample(
-            self.model.compute_logits(last),
+        token_ids, logprobs = self._pick(
+            self.model.logit_shard(last),
             inputs.step.slots[rows],
             inputs.meta.host_seq_lens[rows],
             inputs.sample_slots,
@@ -212,3 +228,16 @@ class ModelRunner:
         )
         self.batch.store(inputs.sample_slots, inputs.sample_positions, token_ids)
         return token_ids, logprobs
+
+    def _pick(
+        self,
+        shard: LogitShard,
+        host_slots: Int32Array,
+        host_positions: Int32Array,
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> tuple[torch.Tensor, Logprobs | None]:
+        """See Sampler.sample. All ranks decide alike: what they decide by is the same on each."""
+        if not shard.is_whole and self.sampler.takes_best(host_slots):
+            return self.sampler.sample_best(shard, host_slots, slots, positions), None
+        return self.sampler.sample(shard.whole(), host_slots, host_positions, slots, positions)

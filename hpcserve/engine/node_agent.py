@@ -9,11 +9,14 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
+from dataclasses import replace
 from typing import Any
 
 from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.distributed.rendezvous import Member, Message
+from hpcserve.distributed.topology import Topology
 from hpcserve.engine.model_folder import with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE, CoreProcess
 from hpcserve.engine.worker_process import WorkerProcess
@@ -24,6 +27,8 @@ from hpcserve.log import get_logger
 logger = get_logger(__name__)
 
 _POLL_S = 0.5
+#: What ends in order is given this long.
+_GRACE_S = 5.0
 #: Options that may differ between nodes.
 _OWN_OPTIONS = ("node_rank", "model", "tokenizer", "dist_init_addr")
 
@@ -76,13 +81,23 @@ class _Agent:
         while not self._stopping.is_set():
             try:
                 message = self._head.receive(_POLL_S)
-            except EOFError:
-                logger.error("node 0 is gone; this node ends")
+            except EOFError as error:
+                why = f" ({error})" if str(error) else ""
+                logger.error("node 0 is gone%s; this node ends", why)
                 return 1
             if message is not None and self._obey(message):
+                self._await_all()
                 return 0
             self._report_ended()
         return 0
+
+    def _await_all(self) -> None:
+        """Node 0 has told the cores and ranks to end as well; give them the time."""
+        deadline = time.monotonic() + _GRACE_S
+        for worker in self._workers.values():
+            worker.stop(max(0.0, deadline - time.monotonic()))
+        for core in self._cores.values():
+            core.stop(max(0.0, deadline - time.monotonic()))
 
     def end_all(self) -> None:
         for worker in self._workers.values():
@@ -98,8 +113,11 @@ class _Agent:
             raise EngineStartError(f"node 0 refuses this node: {message['reason']}")
         if kind == "workers":
             endpoint = Endpoint.parse(message["endpoint"])
+            config = replace(self._config, dp_rank=message["dp_rank"])
             for rank in message["ranks"]:
-                self._workers[rank] = WorkerProcess.spawn(self._config, rank, endpoint)
+                if (former := self._workers.pop(rank, None)) is not None:
+                    former.kill()  # its core is gone, and it has not noticed yet
+                self._workers[rank] = WorkerProcess.spawn(config, rank, endpoint)
         elif kind == "core":
             self._start_core(message["dp_rank"])
         return bool(kind == "end")
@@ -108,14 +126,26 @@ class _Agent:
         host = self._head.own_address()
         address = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
         endpoint = Endpoint(f"{address}:{free_port(host)}", new_token())
-        core = CoreProcess.spawn(self._config, endpoint, module=self._module, dp_rank=dp_rank)
+        workers = None
+        if Topology(self._config.parallel).spans_nodes(dp_rank):
+            workers = Endpoint(f"{address}:{free_port(host)}", new_token())
+        core = CoreProcess.spawn(
+            self._config, endpoint, module=self._module, dp_rank=dp_rank, workers=workers
+        )
         self._cores[dp_rank] = core
         core.on_exit(
             lambda code, reason: self._head.send(
                 {"kind": "core-ended", "dp_rank": dp_rank, "code": code, "reason": reason}
             )
         )
-        self._head.send({"kind": "core", "dp_rank": dp_rank, "endpoint": str(endpoint)})
+        self._head.send(
+            {
+                "kind": "core",
+                "dp_rank": dp_rank,
+                "endpoint": str(endpoint),
+                "workers": None if workers is None else str(workers),
+            }
+        )
 
     def _report_ended(self) -> None:
         for rank in [rank for rank, one in self._workers.items() if not one.is_alive]:

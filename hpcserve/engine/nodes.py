@@ -17,6 +17,8 @@ from hpcserve.log import get_logger
 
 logger = get_logger(__name__)
 
+_REJOIN_POLL_S = 0.5
+
 
 class Nodes:
     """Used on one event loop.
@@ -60,50 +62,81 @@ class Nodes:
                 f"{self._config.parallel.dist_init_addr} in {limit_s:g} s; see the log there"
             ) from None
 
-    def start_workers(self) -> Endpoint:
-        """Let the other nodes start their ranks of the one replica.  Returns where its core must
-        listen for them."""
+    async def start_workers(self, dp_rank: int) -> Endpoint:
+        """For a replica whose core runs here, let other nodes start their ranks of it.  Returns
+        where its core must listen for them."""
+        await self._present(dp_rank)
         host, _ = split_address(str(self._config.parallel.dist_init_addr))
         address = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
         endpoint = Endpoint(f"{address}:{free_port(host)}", new_token())
-        for node_rank in self._hosts:
-            ranks = list(self._topology.on_node(node_rank))
-            order = {"kind": "workers", "ranks": ranks, "endpoint": str(endpoint)}
-            self._head.send(node_rank, order)
+        self._order_workers(dp_rank, str(endpoint))
         return endpoint
 
     async def start_core(self, dp_rank: int) -> Endpoint:
-        """Let a replica's node start its core.  Returns where that listens."""
+        """Let a replica's node start its core, and others their ranks of it.  Returns where the
+        core listens."""
+        await self._present(dp_rank)
         future: asyncio.Future[Endpoint] = asyncio.get_running_loop().create_future()
         self._endpoints[dp_rank] = future
-        self._head.send(self._topology.core_node(dp_rank), {"kind": "core", "dp_rank": dp_rank})
+        self._head.send(self._node_of(dp_rank), {"kind": "core", "dp_rank": dp_rank})
         return await future
+
+    async def _present(self, dp_rank: int) -> None:
+        """Wait for the replica's nodes: one that is gone may be started again, and join again."""
+        while not set(self._topology.nodes_of(dp_rank)) <= {0, *self._hosts}:
+            await asyncio.sleep(_REJOIN_POLL_S)
+
+    def _order_workers(self, dp_rank: int, endpoint: str) -> None:
+        """Let all nodes but the core's own start their ranks of a replica."""
+        own = self._node_of(dp_rank)
+        for node_rank in self._topology.nodes_of(dp_rank):
+            if node_rank == own:
+                continue
+            here = self._topology.on_node(node_rank)
+            ranks = [rank for rank in self._topology.companions(dp_rank) if rank in here]
+            order = {"kind": "workers", "dp_rank": dp_rank, "ranks": ranks, "endpoint": endpoint}
+            self._head.send(node_rank, order)
 
     def close(self) -> None:
         self._head.close()
 
     def _handle(self, node_rank: int, message: Message | None) -> None:
         if message is None:
-            self._on_lost(node_rank, self._hosts.pop(node_rank, "?"))
+            self._lose(node_rank)
         elif message["kind"] == "hello":
             self._hello(node_rank, message)
         elif message["kind"] == "core":
+            if message["workers"]:
+                self._order_workers(message["dp_rank"], message["workers"])
             self._endpoints.pop(message["dp_rank"]).set_result(Endpoint.parse(message["endpoint"]))
         elif message["kind"] == "core-ended":
             self._on_core_ended(message["dp_rank"], message["code"], message["reason"])
         else:
             logger.error("rank %d ended: %s", message["rank"], message["reason"])
 
+    def _lose(self, node_rank: int) -> None:
+        host = self._hosts.pop(node_rank, "?")
+        for dp_rank in [one for one in self._endpoints if self._node_of(one) == node_rank]:
+            error = EngineStartError(f"node {node_rank} ({host}) went away")
+            self._endpoints.pop(dp_rank).set_exception(error)
+        self._on_lost(node_rank, host)
+
+    def _node_of(self, dp_rank: int) -> int:
+        return self._topology.core_node(dp_rank)
+
     def _hello(self, node_rank: int, message: Message) -> None:
         own, theirs = shared_options(self._config), message["options"]
-        for name in own:
-            if own[name] != theirs.get(name) and not self._joined.done():
-                self._joined.set_exception(
-                    ConfigError(
-                        f"node {node_rank} ({message['host']}) was started with {name} "
-                        f"{theirs.get(name)!r}, node 0 with {own[name]!r}; use the same command"
-                    )
-                )
+        differing = [name for name in own if own[name] != theirs.get(name)]
+        if differing:
+            name = differing[0]
+            why = (
+                f"node {node_rank} ({message['host']}) was started with {name} "
+                f"{theirs.get(name)!r}, node 0 with {own[name]!r}; use the same command"
+            )
+            if not self._joined.done():
+                self._joined.set_exception(ConfigError(why))
+            self._head.send(node_rank, {"kind": "refused", "reason": why})
+            return
         self._hosts[node_rank] = message["host"]
         logger.info("node %d joined: %s", node_rank, message["host"])
         if len(self._hosts) == self._config.parallel.nnodes - 1 and not self._joined.done():

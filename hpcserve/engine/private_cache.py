@@ -21,6 +21,8 @@ def writable_kernel_folder(arch: str) -> Path:
     What was compiled ahead into a folder that can only be read is used all the same.
     """
     folder = kernel_folder(arch)
+    if all(name in os.environ for name in VARIABLES):
+        return folder  # nothing goes there: the user chose folders for every compiler
     reason = _why_not(folder)
     if reason is None:
         return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.supervisor import CoreProcess
@@ -15,6 +16,7 @@ from hpcserve.ipc.messages import (
     EngineDead,
     FrontendMessage,
     Ready,
+    SchedulerStats,
 )
 
 #: The core's last words travel by another way than the news of its end: they may come later.
@@ -23,6 +25,23 @@ _LAST_WORDS_S = 0.2
 _NEWS_OF_END_S = 1.5
 #: Nobody waits for a reply to it, so its number may be any.
 _SHUTDOWN = ControlRequest(0, "shutdown")
+
+
+@dataclass(frozen=True)
+class ReplicaStatus:
+    """How a replica is.
+
+    state: starting, ready, draining (takes no requests, some are open), drained (none is), or
+    dead (it is started again).  num_open: requests it works on.  num_restarts: how often it was
+    started again.  node: where its core runs.  load: its gauges, where it gave them.
+    """
+
+    index: int
+    state: str
+    num_open: int
+    num_restarts: int
+    node: int
+    load: SchedulerStats | None
 
 
 class Replica:
@@ -88,6 +107,17 @@ class Replica:
         return self.ready is not None and self.dead is None and not self.draining
 
     @property
+    def state(self) -> str:
+        """As in ReplicaStatus."""
+        if self.dead is not None:
+            return "dead"
+        if self.ready is None:
+            return "starting"
+        if not self.draining:
+            return "ready"
+        return "draining" if self.num_open else "drained"
+
+    @property
     def pid(self) -> int | None:
         """Of the core, if it was started here."""
         return None if self._process is None else self._process.pid
@@ -105,13 +135,15 @@ class Replica:
         """Free everything; a core that was started here ends, in order where it is ready."""
         if self.closed:
             return
-        if self._owns_core and self.ready is not None:
-            self.send(_SHUTDOWN)
+        # A core on a node that fell silent may still run: it is told, if it can be reached.
+        reachable = self.dead is None or self._process is None
+        if self._owns_core and self.ready is not None and reachable:
+            self._channel.send(_SHUTDOWN)
         self.closed = True
         self._channel.close()
         if self._process is not None:
-            ordered = self.ready is not None and self.dead is None
-            await asyncio.to_thread(self._process.stop if ordered else self._process.kill)
+            end = self._process.stop if self.ready is not None else self._process.kill
+            await asyncio.to_thread(end if self.dead is None else self._process.end)
         if self._owned is not None:
             self._owned.remove()
 
@@ -127,7 +159,7 @@ class Replica:
         self._on_message(self, message)
 
     def _on_broken(self) -> None:
-        reason = "the connection to it broke: its process ended or was halted"
+        reason = "the connection to it broke: its process ended"
         self._loop.call_later(_NEWS_OF_END_S, self.lost, reason)
 
     def _attach(self, process: CoreProcess) -> None:

@@ -10,11 +10,17 @@ from dataclasses import dataclass
 from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.distributed.topology import Topology
+from hpcserve.engine.control_calls import Replies
 from hpcserve.engine.nodes import Nodes
-from hpcserve.engine.replica import Replica
+from hpcserve.engine.replica import Replica, ReplicaStatus
 from hpcserve.engine.router import PrefixRouter
 from hpcserve.engine.supervisor import start_error
-from hpcserve.errors import EngineDeadError, EngineError, EngineStartError
+from hpcserve.errors import (
+    EngineDeadError,
+    EngineError,
+    EngineStartError,
+    InvalidParameterError,
+)
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.ipc.messages import (
     ControlReply,
@@ -29,7 +35,6 @@ from hpcserve.log import get_logger
 
 logger = get_logger(__name__)
 
-_DRAIN_POLL_S = 0.05
 #: A core's last words travel by another way than the news of its end: they may come later.
 _LAST_WORDS_S = 0.2
 #: Longest pause before a replica that keeps dying is started once more.
@@ -135,21 +140,41 @@ class ReplicaSet:
             raise EngineError("no replica takes requests at the moment; try again later")
         return self._members[self._router.choose(ids, loads)]
 
-    async def drain(self, index: int) -> None:
-        """Give a replica no more requests and wait until its open ones have ended.
+    def status(self, replies: Replies) -> list[ReplicaStatus]:
+        """How each replica is.  replies: to a call for statistics."""
+        topology = Topology(self._config.parallel)
+        return [
+            ReplicaStatus(
+                one.index,
+                one.state,
+                one.num_open,
+                self._num_restarts[one.index],
+                topology.core_node(one.index),
+                replies[one.index].stats if one.index in replies else None,
+            )
+            for one in self._members
+        ]
 
-        Raises EngineError where no other would take requests.
+    def drain(self, index: int) -> None:
+        """Give a replica no more requests; it is drained when its open ones have ended.
+
+        Raises InvalidParameterError for one that there is not, EngineError where no other would
+        take requests.
         """
-        replica = self._members[index]
+        replica = self._member(index)
         if not any(one.takes_requests for one in self._members if one is not replica):
             raise EngineError(f"replica {index} is the only one that takes requests")
         replica.draining = True
-        while replica.num_open and replica.dead is None:
-            await asyncio.sleep(_DRAIN_POLL_S)
 
     def resume(self, index: int) -> None:
-        """Give a drained replica requests again."""
-        self._members[index].draining = False
+        """Give a drained replica requests again.  Raises InvalidParameterError."""
+        self._member(index).draining = False
+
+    def _member(self, index: int) -> Replica:
+        if not 0 <= index < len(self._members):
+            last = len(self._members) - 1
+            raise InvalidParameterError("index", f"there is no replica {index}; valid: 0 to {last}")
+        return self._members[index]
 
     # ------------------------------------------------------------ inside
 
@@ -160,7 +185,7 @@ class ReplicaSet:
             return Replica(index, await self._nodes.start_core(index), self._on_message)
         workers = None
         if self._nodes is not None and topology.spans_nodes(index):
-            workers = self._nodes.start_workers()
+            workers = await self._nodes.start_workers(index)
         return Replica.spawn(
             index, self._config, self._on_message, module=self._module, workers=workers
         )
@@ -211,7 +236,17 @@ class ReplicaSet:
     async def _restart(self, gone: Replica) -> None:
         """Put a new core in the place of one that is gone, after a pause that grows."""
         self._num_restarts[gone.index] += 1
-        pause_s = min(_RESTART_MOST_S, 0.1 * 4 ** (self._num_restarts[gone.index] - 1))
+        restarts = min(self._num_restarts[gone.index], 10)
+        pause_s = min(_RESTART_MOST_S, 0.1 * 4 ** (restarts - 1))
         await gone.close()
         await asyncio.sleep(pause_s)
-        self._members[gone.index] = await self._spawn(gone.index)
+        while True:
+            try:
+                new = await self._spawn(gone.index)
+            except (EngineError, OSError) as error:
+                logger.error("replica %d did not start again: %s", gone.index, error)
+                await asyncio.sleep(pause_s)
+            else:
+                new.draining = gone.draining
+                self._members[gone.index] = new
+                return

@@ -14,7 +14,8 @@ from hpcserve.engine.logit_bias import LogitBias
 from hpcserve.engine.penalties import PenaltyState
 from hpcserve.engine.staging import to_device
 from hpcserve.ipc.messages import NewRequest
-from hpcserve.ops.sampling import argmax, sample, top_logprobs
+from hpcserve.layers.embedding import LogitShard
+from hpcserve.ops.sampling import argmax, choose, sample, top_logprobs
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,18 @@ class Sampler:
         self.bias = LogitBias(ends, device)
         self.constraints = constraints
         self._is_greedy = np.zeros(max_slots, dtype=np.bool_)
+        # Rows that need no more of the logits than the best score: no top-k, top-p, min-p.
+        self._is_unfiltered = np.zeros(max_slots, dtype=np.bool_)
+        self._vocab_size = vocab_size
         self._num_logprobs: dict[int, int] = {}
 
     def add(self, request: NewRequest) -> None:
         """Take over a request's parameters into its slot."""
         slot, params = request.slot, request.params
         self._is_greedy[slot] = params.is_greedy
+        by_k = 0 < params.top_k < self._vocab_size
+        filtered = by_k or params.top_p < 1.0 or params.min_p > 0.0
+        self._is_unfiltered[slot] = params.is_greedy or not filtered
         floats = (params.temperature, params.top_p, params.min_p)
         # Seeds of 64 bits without a sign are the same bits with one.
         seed = (request.seed + 2**63) % 2**64 - 2**63
@@ -83,11 +90,31 @@ class Sampler:
     def takes_argmax(self, host_slots: npt.NDArray[np.int32]) -> bool:
         """Whether these slots' next tokens are the likeliest of the model's own logits, and
         nothing else is asked about them."""
+        return self._takes_scores(host_slots) and bool(self._is_greedy[host_slots].all())
+
+    def takes_best(self, host_slots: npt.NDArray[np.int32]) -> bool:
+        """Whether these slots' next tokens are those of the best scores, and nothing else is
+        asked about them: then no rank needs the whole vocabulary."""
+        return self._takes_scores(host_slots) and bool(self._is_unfiltered[host_slots].all())
+
+    def _takes_scores(self, host_slots: npt.NDArray[np.int32]) -> bool:
+        """Whether nothing changes these slots' logits, and nobody wants to know them."""
         if self.penalties or self.bias or self._num_logprobs:
             return False
-        if self.constraints and self.constraints.holds(host_slots.tolist()):
-            return False
-        return bool(self._is_greedy[host_slots].all())
+        return not (self.constraints and self.constraints.holds(host_slots.tolist()))
+
+    def sample_best(
+        self,
+        shard: LogitShard,
+        host_slots: npt.NDArray[np.int32],
+        slots: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> torch.Tensor:
+        """The same tokens as `sample` where `takes_best`, from every rank's part of the logits."""
+        if self._is_greedy[host_slots].all():
+            return choose(shard.best_of_parts())
+        temperature, seeds = self.floats[slots, 0], self.ints[slots, 1]
+        return choose(shard.best_of_parts((temperature, seeds, positions)))
 
     def sample(
         self,

@@ -22,7 +22,9 @@ logger = get_logger(__name__)
 
 CORE_MODULE = "hpcserve.engine.core_main"
 _USAGE_EXIT_CODE = 2
-_KILL_AFTER_S = 5.0
+#: Longer than a core gives its own ranks.
+_KILL_AFTER_S = 10.0
+_LAST_WORDS_S = 2.0
 _WATCH_PERIOD_S = 1.0
 _HALTED_S = 8.0
 
@@ -109,6 +111,12 @@ class CoreProcess:
             logger.warning("the engine process %d does not stop; it is killed", self.pid)
         finally:
             self._cut_lifeline()
+        return self.kill()
+
+    def end(self) -> int:
+        """It failed: leave it the time to say why, then kill it. Returns the exit code."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_WORDS_S)
         return self.kill()
 
     def kill(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hpcserve import registry
+from hpcserve import envs, registry
 from hpcserve.attention.base import AttentionBackend
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.config.engine import EngineConfig
@@ -32,11 +32,12 @@ from hpcserve.errors import ConfigError, UnsupportedModelError
 from hpcserve.grammar import Grammar
 from hpcserve.ipc.messages import GrammarCompiled, SchedulerOutput, WorkerInfo
 from hpcserve.kvcache.mha_pool import MHAPool, bytes_per_token
+from hpcserve.layers.expert_hits import ExpertHits
 from hpcserve.log import get_logger
 from hpcserve.models.base import CausalLM
 from hpcserve.ops._dispatch import kernels_enabled
+from hpcserve.weights.background import BackgroundLoad, FilledModel
 from hpcserve.weights.dummy import fill_dummy_weights
-from hpcserve.weights.loader import load_weights
 from hpcserve.weights.sources import resolve_model, weight_files
 
 _log = get_logger(__name__)
@@ -72,18 +73,18 @@ class Worker:
             config.backend.grammar_backend,
         )
         with self._timed("weights"):
-            model = load_model(self.setup)
-        names = self.setup.config.backend
-        backend = self._backend(model, names.prefill_attention_backend or names.attention_backend)
-        with self._timed("profile"):
-            num_pages = ranks.smallest(self._num_pages(model, backend))
-        with self._timed("kv_cache"):
-            self.runner = self._runner(model, backend, num_pages)
-        # Replicas that share experts gather as many tokens as the step has, which changes.
-        graphs = names.enable_cuda_graph and not config.parallel.enable_dp_attention
-        if self.setup.device.type == "cuda" and graphs:
-            with self._timed("cuda_graphs"):
-                self._capture_graphs(model, backend)
+            model = build_model(self.setup)
+            self._hits = count_experts(model)
+            loading = fill_model(self.setup, model)
+        with loading:
+            if not config.model.overlap_loading:
+                with self._timed("weights"):
+                    loading.wait()
+            num_pages = self._prepare(model)
+            with self._timed("weights"):
+                loading.wait()
+        if self._hits is not None:
+            self._hits.reset()
         self.info = WorkerInfo(
             num_pages=num_pages,
             vocab_size=self.setup.checkpoint.vocab_size,
@@ -93,8 +94,29 @@ class Worker:
             timings_s=self._timings_s,
         )
 
+    def _prepare(self, model: CausalLM) -> int:
+        """All that needs the parameters' places but not their values. Returns the pool's pages."""
+        names = self.setup.config.backend
+        backend = self._backend(model, names.prefill_attention_backend or names.attention_backend)
+        with self._timed("profile"):
+            num_pages = self.setup.ranks.smallest(self._num_pages(model, backend))
+        with self._timed("kv_cache"):
+            self.runner = self._runner(model, backend, num_pages)
+        if names.enable_cuda_graph and captures_on(self.setup.device):
+            with self._timed("cuda_graphs"):
+                self._capture_graphs(model, backend)
+        return num_pages
+
     def submit(self, step: SchedulerOutput) -> StepHandle:
         return self.runner.submit(step)
+
+    def finish(self) -> None:
+        """Return when every step that was submitted is through."""
+        if self.setup.device.type == "cuda":
+            torch.cuda.synchronize(self.setup.device)
+        path = envs.HPCSERVE_EXPERT_HITS_FILE.get()
+        if self._hits is not None and path is not None and self.setup.ranks.place.rank == 0:
+            self._hits.write(path)
 
     def compile_grammar(
         self, grammar: Grammar, tell: Callable[[GrammarCompiled], None] | None
@@ -115,7 +137,8 @@ class Worker:
             if (cause := _out_of_memory(error)) is not None:
                 raise ConfigError(_memory_message(phase, cause)) from error
             raise
-        self._timings_s[phase] = time.perf_counter() - started
+        took_s = time.perf_counter() - started
+        self._timings_s[phase] = self._timings_s.get(phase, 0.0) + took_s
 
     def _capture_graphs(self, model: CausalLM, prefill_backend: AttentionBackend) -> None:
         config = self.setup.config
@@ -236,10 +259,10 @@ def _memory_message(phase: str, error: torch.OutOfMemoryError) -> str:
     return f"the device's memory does not suffice for {phase.replace('_', ' ')} ({said}); {fix}"
 
 
-def load_model(setup: Setup) -> CausalLM:
-    """Build this rank's part of the model and fill its weights.
+def build_model(setup: Setup) -> CausalLM:
+    """This rank's part of the model, its parameters not filled yet.
 
-    Raises UnsupportedModelError for an unknown architecture, WeightsError for bad files.
+    Raises UnsupportedModelError for an unknown architecture.
     """
     config, checkpoint = setup.config, setup.checkpoint
     known = registry.names("hpcserve.models")
@@ -259,11 +282,32 @@ def load_model(setup: Setup) -> CausalLM:
             stage=parallel.stage,
             experts=parallel.experts,
         )
-        if config.model.load_format == "dummy":
-            fill_dummy_weights(model, config.scheduler.random_seed)
-        else:
-            load_weights(model, weight_files(checkpoint.path))
     return model.eval()
+
+
+def fill_model(setup: Setup, model: CausalLM) -> BackgroundLoad | FilledModel:
+    """Begin to fill the parameters. Raises WeightsError for files that are not there."""
+    if setup.config.model.load_format != "dummy":
+        return BackgroundLoad(model, weight_files(setup.checkpoint.path), setup.device)
+    with torch.inference_mode(), default_dtype_and_device(setup.dtype, setup.device):
+        fill_dummy_weights(model, setup.config.scheduler.random_seed)
+    return FilledModel()
+
+
+def captures_on(device: torch.device) -> bool:
+    """Whether steps can be captured there."""
+    return device.type == "cuda"
+
+
+def count_experts(model: CausalLM) -> ExpertHits | None:
+    """Let the model's mixtures of experts count what is hit, where the environment asks for it."""
+    layers = model.sparse_layers()
+    if not layers or envs.HPCSERVE_EXPERT_HITS_FILE.get() is None:
+        return None
+    hits = ExpertHits(layers[0].num_experts)
+    for layer in layers:
+        layer.hits = hits
+    return hits
 
 
 def _refuse_quantized(checkpoint: CheckpointConfig) -> None:

@@ -14,6 +14,8 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from hpcserve import envs
@@ -44,8 +46,11 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 _BEAT_S = 0.5
-#: Without an answer of the core for so long, its node is lost.
-_SILENCE_S = 8.0
+#: So many signs of life in a row that the core does not answer mean that its node is lost.
+_MOST_UNANSWERED = 20
+#: In the paths of what runs while a rank waits for others, and before those of our own files.
+_COLLECTIVES = "torch/distributed/"
+_PACKAGE = f"{Path(__file__).resolve().parents[1]}/"
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,18 @@ class Order:
 
 
 class Progress:
-    """The newest step that was taken up; written by one thread, read by another."""
+    """What the main thread is at; written by it, read by another one.
+
+    step_id: the newest step that was taken up.  busy: whether it is being issued.
+    """
 
     step_id = 0
+    busy = False
+
+    def beat(self, rank: int) -> WorkerBeat:
+        if not self.busy:
+            return WorkerBeat(rank, self.step_id)
+        return WorkerBeat(rank, self.step_id, *_doing())
 
 
 def main() -> None:
@@ -145,11 +159,13 @@ def _run(order: Order, steps: WorkerSocket) -> None:
         if isinstance(message, LockstepOutput):
             message = message.steps[place.dp_rank]
         if isinstance(message, SchedulerOutput):
-            progress.step_id = message.step_id
+            progress.step_id, progress.busy = message.step_id, True
             handle = worker.submit(message)
+            progress.busy = False
             if answers:
                 results.put(handle)
-    process_group.leave()
+    worker.finish()
+    process_group.leave(state)
 
 
 def _meet(order: Order, steps: WorkerSocket) -> Store:
@@ -188,15 +204,30 @@ def _answer(order: Order, results: queue.SimpleQueue[StepHandle | GrammarCompile
 
 def _beat(order: Order, progress: Progress) -> None:
     out = WorkerSocket(order.endpoint, order.rank, BEATS)
-    heard = time.monotonic()
-    while True:
-        out.send(WorkerBeat(order.rank, progress.step_id))
+    unanswered = 0
+    while unanswered < _MOST_UNANSWERED:
+        out.send(progress.beat(order.rank))
+        unanswered += 1
         until = time.monotonic() + _BEAT_S
         while (left := until - time.monotonic()) > 0:
             if out.receive(max(1, int(left * 1000))) is not None:
-                heard = time.monotonic()
-        if time.monotonic() - heard > max(_SILENCE_S, order.config.parallel.watchdog_timeout):
-            os._exit(1)
+                unanswered = 0
+    logger.error("%s: its core does not answer; this rank ends", order.place)
+    os._exit(1)
+
+
+def _doing() -> tuple[str, bool]:
+    """(file, line and function of ours that the main thread is in, whether in a collective)."""
+    frame: FrameType | None = sys._current_frames().get(threading.main_thread().ident or 0)
+    waits = False
+    while frame is not None:
+        path = frame.f_code.co_filename
+        waits = waits or _COLLECTIVES in path
+        if path.startswith(_PACKAGE):
+            place = f"{path.removeprefix(_PACKAGE)}:{frame.f_lineno} {frame.f_code.co_name}"
+            return place, waits
+        frame = frame.f_back
+    return "", waits
 
 
 if __name__ == "__main__":

@@ -189,6 +189,7 @@ class SchedulerOutput(_Message):
 
     new_page_slots/indices/ids: page table of slot[k] at index[k] becomes id[k].
     replica_tokens: tokens of each replica in this step, where replicas share experts.
+    all_decode: then no replica has a row that is no decode.
     known_*: tokens sampled by earlier steps, with their slots and positions; sent only where a
     rank that runs the row is not the one that sampled (pipeline stages). Written before the rows
     run.
@@ -210,6 +211,7 @@ class SchedulerOutput(_Message):
     known_positions: Int32Array | None = None
     known_token_ids: Int32Array | None = None
     replica_tokens: list[int] | None = None
+    all_decode: bool = False
 
 
 class LockstepOutput(_Message):
@@ -284,10 +286,13 @@ class WorkerBeat(_Message):
     """A sign of life, twice a second; the core answers each.
 
     rank: -1 in the core's answer.  last_step: number of the newest step that the rank took up.
+    doing: where its program is in that step, "" between steps.  waits: there it waits for others.
     """
 
     rank: int
     last_step: int = 0
+    doing: str = ""
+    waits: bool = False
 
 
 class WorkerFailed(_Message):

@@ -19,6 +19,9 @@ from hpcserve.errors import ConfigError
 from hpcserve.launcher.network import url_host
 from hpcserve.launcher.rendezvous import Rendezvous
 
+_SIZES = ("tp_size", "pp_size", "dp_size", "ep_size")
+_SWITCHES = ("enable_expert_parallel", "enable_dp_attention")
+
 
 def runs_engine(rank: int, world_size: int) -> bool:
     """Whether the node of this rank has a part in the engine."""
@@ -37,13 +40,16 @@ def parallel_of(arguments: Sequence[str]) -> ParallelConfig:
         flag: declared.name
         for declared, its_option in options_of(ParallelConfig)
         for flag in its_option.flags
-        if declared.name in ("tp_size", "pp_size", "dp_size", "ep_size")
+        if declared.name in (*_SIZES, *_SWITCHES)
     }
     values: dict[str, Any] = {}
     words = iter(arguments)
     for word in words:
         flag, equals, value = word.partition("=")
         if flag not in flags:
+            continue
+        if flags[flag] in _SWITCHES:
+            values[flags[flag]] = True
             continue
         text = value if equals else next(words, "")
         if not text.isdigit():

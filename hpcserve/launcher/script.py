@@ -260,7 +260,9 @@ def _defaults(request: JobRequest) -> list[Variable]:
     found = fabrics.static_settings(
         cluster.fabric, require=cluster.require_fabric, ib_hca=cluster.ib_hca
     )
-    folder = cluster.cache_dir or ("/tmp/hpcserve-cache" if cluster.container else None)
+    # A folder of one's own: in another's, code of theirs would be loaded.
+    own = f"/tmp/hpcserve-cache-{os.getuid()}"
+    folder = cluster.cache_dir or (own if cluster.container else None)
     if folder:
         why = "--cache-dir" if cluster.cache_dir else "outside of $HOME, which images fill"
         found.append(Variable("HPCSERVE_CACHE_DIR", folder, why))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import nn
 
@@ -9,6 +11,7 @@ from hpcserve.distributed.parallel_state import TensorParallel
 from hpcserve.layers.parameter import ShardId, WeightParameter, weight_parameter
 from hpcserve.ops.embedding import embed
 from hpcserve.ops.gemm import linear
+from hpcserve.ops.sampling import best_of_part
 
 
 class VocabShardedWeight(nn.Module):
@@ -46,8 +49,41 @@ class VocabParallelEmbedding(VocabShardedWeight):
         return self.tp.all_reduce(rows.masked_fill(outside.unsqueeze(-1), 0.0))
 
 
+@dataclass(frozen=True)
+class LogitShard:
+    """A rank's part of the logits; at TP 1 the whole.
+
+    logits: [num_rows, local size], of the tokens from first_id on; columns beyond the vocabulary
+    are padding.
+    """
+
+    logits: torch.Tensor
+    first_id: int
+    vocab_size: int
+    tp: TensorParallel
+
+    @property
+    def is_whole(self) -> bool:
+        return self.tp.size == 1
+
+    def first_rows(self, count: int) -> LogitShard:
+        return replace(self, logits=self.logits[:count])
+
+    def whole(self) -> torch.Tensor:
+        """[num_rows, vocab_size], gathered on every rank."""
+        return self.tp.all_gather(self.logits)[..., : self.vocab_size]
+
+    def best_of_parts(
+        self, draw: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """fp32 [tp size, num_rows, 2]: every rank's best score and token; see ops.sampling."""
+        held = min(self.logits.shape[-1], self.vocab_size - self.first_id)
+        best = best_of_part(self.logits, self.first_id, held, draw)
+        return self.tp.all_gather_first(best.unsqueeze(0))
+
+
 class ParallelLMHead(VocabShardedWeight):
-    """hidden: [num_rows, hidden_size] -> logits [num_rows, vocab_size], whole on every rank.
+    """hidden: [num_rows, hidden_size] -> this rank's part of the logits.
 
     tied_to: the embedding whose table is used instead of an own one.
     """
@@ -64,8 +100,6 @@ class ParallelLMHead(VocabShardedWeight):
         if tied_to is not None:
             self.weight = tied_to.weight
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor) -> LogitShard:
         logits = linear(hidden, self.weight)
-        if self.tp.size == 1:
-            return logits
-        return self.tp.all_gather(logits)[..., : self.vocab_size]
+        return LogitShard(logits, self.first_row, self.vocab_size, self.tp)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -146,12 +147,17 @@ class QKVParallelLinear(SlicedOutputLinear):
         return local_heads, 1
 
 
+#: Who sums the parts of a row-parallel layer.
+Sums: TypeAlias = Literal["here", "caller", "norm"]
+
+
 class RowParallelLinear(nn.Module):
     """One matrix, its inputs split over the ranks; the partial results are summed over the group.
 
     x: [..., input_size / tp size] of this rank.  weight: [output_size, input_size / tp size].
     The bias is whole on every rank and added once, after the sum.
-    sums: False leaves the sum to whoever adds more parts to it; there is no bias then.
+    sums: "here"; by the "caller", who adds more parts to it, there is no bias then; or by the next
+    "norm" (RMSNorm.add_sum), for which the part is made where the other ranks may read it.
     """
 
     def __init__(
@@ -161,11 +167,12 @@ class RowParallelLinear(nn.Module):
         tp: TensorParallel,
         *,
         bias: bool = False,
-        sums: bool = True,
+        sums: Sums = "here",
     ) -> None:
         super().__init__()
         self.tp = tp
-        self._sums = sums and tp.size > 1
+        self.leaves_sum = sums == "norm"
+        self._sums = sums == "here" and tp.size > 1
         self.local_size = tp.split("input size", input_size)
         self.weight = weight_parameter(
             (output_size, self.local_size), self._load, {None: (output_size, input_size)}
@@ -178,6 +185,11 @@ class RowParallelLinear(nn.Module):
         param.data.copy_(loaded.narrow(1, self.tp.rank * self.local_size, self.local_size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.leaves_sum:
+            # The first rank's part brings the bias.
+            bias = self.bias if self.tp.rank == 0 else None
+            out = self.tp.part((*x.shape[:-1], len(self.weight)), x.dtype, x.device)
+            return linear(x, self.weight, bias, out=out)
         if not self._sums:
             return linear(x, self.weight, self.bias)
         y = self.tp.all_reduce(linear(x, self.weight))

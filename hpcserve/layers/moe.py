@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hpcserve.distributed.parallel_state import ExpertParallel, TensorParallel
+from hpcserve.layers.expert_hits import ExpertHits
 from hpcserve.layers.linear import ReplicatedLinear
 from hpcserve.layers.parameter import ShardId, WeightParameter, weight_parameter
 from hpcserve.ops import moe
@@ -127,6 +128,8 @@ class Experts(nn.Module):
 class SparseMoE(nn.Module):
     """[num_tokens, hidden_size] -> the same.
 
+    leaves_sum: what it returns is this rank's part, to be summed over the group; not so where
+    replicas share the experts, whose tokens are then taken apart again.
     shared: an expert that every token takes, which must leave its sum over the TP group to us;
     `shared_expert_gate` then weights it.
     """
@@ -143,20 +146,26 @@ class SparseMoE(nn.Module):
         self._shape = shape
         self._parallel = parallel
         self._tp = tp
+        self.leaves_sum = parallel.replicas.size == 1
+        #: Counts the experts hit, where somebody asked.
+        self.hits: ExpertHits | None = None
         self.gate = ReplicatedLinear(shape.hidden_size, shape.num_experts)
         self.experts = Experts(shape, parallel)
         self.shared_expert = shared
         self.shared_expert_gate = None if shared is None else ReplicatedLinear(shape.hidden_size, 1)
 
+    @property
+    def num_experts(self) -> int:
+        return self._shape.num_experts
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         replicas = self._parallel.replicas
-        everyone = replicas.gather(hidden)
-        weights, ids = moe.route(self.gate(everyone), self._shape.k, self._shape.renormalize)
-        out: torch.Tensor = self.experts(everyone, weights, ids)
-        if self.shared_expert is None or self.shared_expert_gate is None:
+        out = self._routed(replicas.gather(hidden))
+        has_shared = self.shared_expert is not None
+        if self.leaves_sum:  # one sum for both
+            return out + self._shared(hidden) if has_shared else out
+        if not has_shared:
             return replicas.own(self._parallel.combine(out))
-        if replicas.size == 1:  # one sum for both
-            return self._parallel.combine(out + self._shared(hidden))
         shared = self._tp.all_reduce(self._shared(hidden))
         return replicas.own(self._parallel.combine(out)) + shared
 
@@ -167,6 +176,12 @@ class SparseMoE(nn.Module):
     def serve_others(self, dtype: torch.dtype, device: torch.device) -> None:
         """Run the experts for the other replicas, in a step in which this one has no token."""
         nothing = torch.zeros(0, self._shape.hidden_size, dtype=dtype, device=device)
-        everyone = self._parallel.replicas.gather(nothing)
-        weights, ids = moe.route(self.gate(everyone), self._shape.k, self._shape.renormalize)
-        self._parallel.combine(self.experts(everyone, weights, ids))
+        self._parallel.combine(self._routed(self._parallel.replicas.gather(nothing)))
+
+    def _routed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the experts held here add for each token, before the sum over the group."""
+        weights, ids = moe.route(self.gate(tokens), self._shape.k, self._shape.renormalize)
+        if self.hits is not None:
+            self.hits.count(ids)
+        out: torch.Tensor = self.experts(tokens, weights, ids)
+        return out

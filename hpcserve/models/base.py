@@ -14,6 +14,7 @@ from torch import nn
 
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.distributed.parallel_state import ExpertParallel, PipelineStage, TensorParallel
+from hpcserve.layers.embedding import LogitShard
 from hpcserve.layers.forward_context import ForwardContext
 from hpcserve.layers.moe import SparseMoE
 from hpcserve.layers.parameter import ShardId
@@ -71,5 +72,9 @@ class CausalLM(nn.Module, ABC):
         stream between two layers."""
 
     @abstractmethod
+    def logit_shard(self, hidden: torch.Tensor) -> LogitShard:
+        """[num_rows, hidden_size] -> this rank's part of the logits."""
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size], whole on every rank."""
+        return self.logit_shard(hidden).whole()

@@ -13,13 +13,15 @@ from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.distributed.parallel_state import ExpertParallel, PipelineStage, TensorParallel
 from hpcserve.errors import UnsupportedModelError
 from hpcserve.layers.attention import Attention
-from hpcserve.layers.embedding import ParallelLMHead, VocabParallelEmbedding
+from hpcserve.layers.embedding import LogitShard, ParallelLMHead, VocabParallelEmbedding
 from hpcserve.layers.forward_context import ForwardContext
 from hpcserve.layers.linear import (
     MergedColumnParallelLinear,
     QKVParallelLinear,
     RowParallelLinear,
+    Sums,
 )
+from hpcserve.layers.moe import SparseMoE
 from hpcserve.layers.norm import RMSNorm
 from hpcserve.layers.parameter import ShardId
 from hpcserve.layers.rotary import RotaryEmbedding
@@ -55,7 +57,11 @@ class DecoderAttention(nn.Module):
             bias=traits.qkv_bias,
         )
         self.o_proj = RowParallelLinear(
-            config.num_heads * config.head_dim, config.hidden_size, tp, bias=traits.o_bias
+            config.num_heads * config.head_dim,
+            config.hidden_size,
+            tp,
+            bias=traits.o_bias,
+            sums="norm",
         )
         norm_eps = config.rms_norm_eps
         self.q_norm = RMSNorm(config.head_dim, norm_eps) if traits.qk_norm else None
@@ -80,10 +86,11 @@ class GatedMLP(nn.Module):
         tp: TensorParallel,
         *,
         bias: bool,
-        sums: bool = True,
+        sums: Sums = "norm",
     ) -> None:
-        """sums: False leaves the sum over the ranks to the caller."""
+        """sums: see RowParallelLinear."""
         super().__init__()
+        self.leaves_sum = sums == "norm"
         self.gate_up_proj = MergedColumnParallelLinear(
             hidden_size, [intermediate_size, intermediate_size], tp, bias=bias
         )
@@ -95,7 +102,10 @@ class GatedMLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """mlp: the feed-forward half, dense or of experts; mlp_name: as the checkpoint calls it."""
+    """mlp: the feed-forward half, dense or of experts; mlp_name: as the checkpoint calls it.
+
+    leaves_sum: what it returns are this rank's parts, which the next norm sums over the group.
+    """
 
     def __init__(
         self,
@@ -104,7 +114,7 @@ class DecoderLayer(nn.Module):
         layer_id: int,
         rotary: RotaryEmbedding,
         tp: TensorParallel,
-        mlp: nn.Module,
+        mlp: GatedMLP | SparseMoE,
         mlp_name: str,
     ) -> None:
         super().__init__()
@@ -112,6 +122,8 @@ class DecoderLayer(nn.Module):
         self.add_module(mlp_name, mlp)
         # In a list, it is not registered under a second name.
         self._mlp = [mlp]
+        self._tp = tp
+        self.leaves_sum: bool = mlp.leaves_sum
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -121,19 +133,25 @@ class DecoderLayer(nn.Module):
         residual: torch.Tensor | None,
         positions: torch.Tensor,
         ctx: ForwardContext,
+        is_part: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes and returns (what the last block added, the sum before it)."""
+        """Takes and returns (what the last block added, the sum before it).
+
+        is_part: what the last block added is a part, to be summed over the group.
+        """
         if residual is None:
             residual, hidden = hidden, self.input_layernorm(hidden)
+        elif is_part:
+            hidden, residual = self.input_layernorm.add_sum(hidden, residual, self._tp)
         else:
             hidden, residual = self.input_layernorm.add(hidden, residual)
         hidden = self.self_attn(hidden, positions, ctx)
-        hidden, residual = self.post_attention_layernorm.add(hidden, residual)
+        hidden, residual = self.post_attention_layernorm.add_sum(hidden, residual, self._tp)
         return self._mlp[0](hidden), residual
 
 
-#: (number in the checkpoint, number in this stage, rotary) -> a layer called like DecoderLayer.
-LayerMaker: TypeAlias = Callable[[int, int, RotaryEmbedding], nn.Module]
+#: (number in the checkpoint, number in this stage, rotary) -> a layer.
+LayerMaker: TypeAlias = Callable[[int, int, RotaryEmbedding], DecoderLayer]
 
 
 class Decoder(nn.Module):
@@ -167,18 +185,30 @@ class Decoder(nn.Module):
             {str(number): make_layer(number, number - held.start, rotary) for number in held}
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if stage.is_last else None
+        self._tp = tp
 
     def forward(
         self, hidden: torch.Tensor, positions: torch.Tensor, ctx: ForwardContext
     ) -> torch.Tensor:
-        residual = None
+        residual, is_part = None, False
         for layer in self.layers.values():
-            hidden, residual = layer(hidden, residual, positions, ctx)
+            hidden, residual = layer(hidden, residual, positions, ctx, is_part)
+            is_part = bool(layer.leaves_sum)
+        out = self._end(hidden, residual, is_part)
+        self._tp.settle()
+        return out
+
+    def _end(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None, is_part: bool
+    ) -> torch.Tensor:
         if self.norm is None:  # the next stage goes on from the sum
-            return hidden if residual is None else hidden + residual
+            added = self._tp.all_reduce(hidden) if is_part else hidden
+            return added if residual is None else added + residual
         if residual is None:
             normed: torch.Tensor = self.norm(hidden)
             return normed
+        if is_part:
+            return self.norm.add_sum(hidden, residual, self._tp)[0]
         return self.norm.add(hidden, residual)[0]
 
 
@@ -212,7 +242,7 @@ class LlamaForCausalLM(CausalLM):
         self.tied = checkpoint.tie_word_embeddings
         traits = self.traits(checkpoint)
 
-        def make_layer(number: int, layer_id: int, rotary: RotaryEmbedding) -> nn.Module:
+        def make_layer(number: int, layer_id: int, rotary: RotaryEmbedding) -> DecoderLayer:
             mlp = self.feed_forward(checkpoint, traits, number, tp, experts)
             return DecoderLayer(checkpoint, traits, layer_id, rotary, tp, mlp, self.mlp_name)
 
@@ -251,7 +281,7 @@ class LlamaForCausalLM(CausalLM):
         number: int,
         tp: TensorParallel,
         experts: ExpertParallel,
-    ) -> nn.Module:
+    ) -> GatedMLP | SparseMoE:
         """The second half of layer `number`: [num_tokens, hidden_size] -> the same."""
         return GatedMLP(
             checkpoint.hidden_size, checkpoint.intermediate_size, tp, bias=traits.mlp_bias
@@ -291,10 +321,10 @@ class LlamaForCausalLM(CausalLM):
         out: torch.Tensor = self.model(hidden, positions, ctx)
         return out
 
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logit_shard(self, hidden: torch.Tensor) -> LogitShard:
         assert self.lm_head is not None, "only the last stage makes logits"
-        logits: torch.Tensor = self.lm_head(hidden)
-        return logits
+        shard: LogitShard = self.lm_head(hidden)
+        return shard
 
 
 def refuse_sliding_window(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.distributed.parallel_state import ExpertParallel, TensorParallel
 from hpcserve.layers.moe import ExpertShape, SparseMoE
@@ -30,7 +28,7 @@ class MixtralForCausalLM(SparseCausalLM):
         number: int,
         tp: TensorParallel,
         experts: ExpertParallel,
-    ) -> nn.Module:
+    ) -> SparseMoE:
         shape = ExpertShape(
             num_experts=number_of(checkpoint, "num_local_experts", "num_experts"),
             k=number_of(checkpoint, "num_experts_per_tok"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.distributed.parallel_state import ExpertParallel, TensorParallel
 from hpcserve.layers.moe import ExpertShape, SparseMoE
@@ -29,13 +27,13 @@ class Qwen2MoeForCausalLM(SparseCausalLM):
         number: int,
         tp: TensorParallel,
         experts: ExpertParallel,
-    ) -> nn.Module:
+    ) -> GatedMLP | SparseMoE:
         if not is_sparse(checkpoint, number):
             return LlamaForCausalLM.feed_forward(checkpoint, traits, number, tp, experts)
         shared_size = int(checkpoint.raw.get("shared_expert_intermediate_size", 0))
         shared = None
         if shared_size:
-            shared = GatedMLP(checkpoint.hidden_size, shared_size, tp, bias=False, sums=False)
+            shared = GatedMLP(checkpoint.hidden_size, shared_size, tp, bias=False, sums="caller")
         return SparseMoE(expert_shape(checkpoint), experts, tp, shared=shared)
 
 

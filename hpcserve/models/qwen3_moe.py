@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from hpcserve.config.checkpoint import CheckpointConfig
 from hpcserve.distributed.parallel_state import ExpertParallel, TensorParallel
 from hpcserve.layers.moe import SparseMoE
 from hpcserve.models._sparse import SparseCausalLM
-from hpcserve.models.llama import DecoderTraits, LlamaForCausalLM
+from hpcserve.models.llama import DecoderTraits, GatedMLP, LlamaForCausalLM
 from hpcserve.models.qwen2_moe import expert_shape, is_sparse
 from hpcserve.models.qwen3 import Qwen3ForCausalLM
 
@@ -30,7 +28,7 @@ class Qwen3MoeForCausalLM(SparseCausalLM):
         number: int,
         tp: TensorParallel,
         experts: ExpertParallel,
-    ) -> nn.Module:
+    ) -> GatedMLP | SparseMoE:
         if not is_sparse(checkpoint, number):
             return LlamaForCausalLM.feed_forward(checkpoint, traits, number, tp, experts)
         return SparseMoE(expert_shape(checkpoint), experts, tp)

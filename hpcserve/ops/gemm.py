@@ -17,15 +17,19 @@ def linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x [..., K] @ weight [N, K]^T + bias [N] + residual [..., N]; accumulated in fp32."""
+    """x [..., K] @ weight [N, K]^T + bias [N] + residual [..., N]; accumulated in fp32.
+
+    out: contiguous memory for the result.
+    """
     if x.numel() <= MAX_ROWS * x.shape[-1] and use_kernel(x):
         module = kernel("gemm.small_m_triton")
         config = module.tuned_config(x, weight)
         if config is not None:
-            out: torch.Tensor = module.linear(x, weight, bias, residual, config)
-            return out
-    return reference.linear(x, weight, bias, residual)
+            made: torch.Tensor = module.linear(x, weight, bias, residual, config, out=out)
+            return made
+    return reference.linear(x, weight, bias, residual, out)
 
 
 def gated_linear(

@@ -18,8 +18,11 @@ __all__ = [
     "apply_penalties",
     "apply_token_mask",
     "argmax",
+    "best_of_part",
+    "choose",
     "sample",
     "store_argmax",
+    "store_choice",
     "top_logprobs",
 ]
 
@@ -71,6 +74,45 @@ def store_argmax(
     if use_kernel(logits):
         run = kernel("sampling.argmax_triton").store_argmax
     run(logits, token_buffer, slots, positions, outputs, turn)
+
+
+def best_of_part(
+    logits: torch.Tensor,
+    first_id: int,
+    size: int,
+    draw: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """fp32 [B, 2]: score and token id of the best token of a part of the vocabulary.
+
+    See kernels/sampling/reference.py.
+    """
+    run = reference.best_of_part
+    if use_kernel(logits):
+        run = kernel("sampling.shard_triton").best_of_part
+    return run(logits, first_id, size, draw)
+
+
+def choose(pairs: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: the token of the best score of pairs fp32 [parts, B, 2]."""
+    run = reference.choose
+    if use_kernel(pairs):
+        run = kernel("sampling.shard_triton").choose
+    return run(pairs)
+
+
+def store_choice(
+    pairs: torch.Tensor,
+    token_buffer: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    outputs: torch.Tensor,
+    turn: torch.Tensor,
+) -> None:
+    """`choose`, stored as `store_argmax` stores it."""
+    run = reference.store_choice
+    if use_kernel(pairs):
+        run = kernel("sampling.shard_triton").store_choice
+    run(pairs, token_buffer, slots, positions, outputs, turn)
 
 
 def apply_penalties(

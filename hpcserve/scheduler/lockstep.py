@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
-import numpy as np
 
+from hpcserve.ipc.lockstep import joint_step
 from hpcserve.ipc.messages import (
     EngineCoreRequest,
     Int32Array,
     LockstepOutput,
     ModelRunnerOutput,
-    SchedulerOutput,
     SchedulerStats,
 )
 from hpcserve.scheduler.request import Request
@@ -65,13 +64,8 @@ class LockstepScheduler:
         if not any(steps):
             return None
         self._step_id += 1
-        counts = [0 if step is None else int(step.num_scheduled.sum()) for step in steps]
         self._num_rows.append([0 if step is None else len(step.slots) for step in steps])
-        whole = [_empty_step() if step is None else step for step in steps]
-        for step in whole:
-            step.step_id = self._step_id
-            step.replica_tokens = counts
-        return LockstepOutput(self._step_id, whole)
+        return joint_step(self._step_id, steps)
 
     def update(
         self, output: ModelRunnerOutput, duration_s: float | None = None
@@ -114,21 +108,4 @@ def _rows(output: ModelRunnerOutput, first: int, count: int) -> ModelRunnerOutpu
         output.sampled_token_ids[first : first + count],
         logprobs and {row - first: logprobs[row] for row in logprobs if row in rows},
         prompts and {row - first: prompts[row] for row in prompts if row in rows},
-    )
-
-
-def _empty_step() -> SchedulerOutput:
-    nothing = np.zeros(0, np.int32)
-    return SchedulerOutput(
-        step_id=0,
-        slots=nothing,
-        num_computed=nothing,
-        num_scheduled=nothing,
-        samples=nothing,
-        num_decodes=0,
-        released_slots=[],
-        new_requests=[],
-        new_page_slots=nothing,
-        new_page_indices=nothing,
-        new_page_ids=nothing,
     )

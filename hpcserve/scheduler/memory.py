@@ -38,6 +38,10 @@ class RequestMemory:
         end_page = (request.num_known - 1) // self.page_size
         return self.cache.extend(self.cache.root, request.known_token_ids(), 0, end_page)
 
+    def num_cached(self, request: Request) -> int:
+        """Tokens of a waiting request's prefix that are cached now."""
+        return len(self.match(request)[1]) * self.page_size
+
     def enter(self, request: Request, node: Any, pages: list[int]) -> None:
         """Start from a prefix found by `match`, whose node the caller has locked."""
         request.node = node

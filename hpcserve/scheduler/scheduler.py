@@ -250,7 +250,7 @@ class Scheduler:
         cache, allocator = self._memory.cache, self._memory.allocator
         reserved = self._reserved_pages()
         admitted: set[tuple[bytes, int]] = set()
-        for request in self._waiting.best_first(self._num_cached):
+        for request in self._waiting.best_first(self._memory.num_cached):
             if not self._slots:
                 break
             if request.num_pending:
@@ -280,16 +280,11 @@ class Scheduler:
         self._running[request.key] = request
         step.add_new_request(request)
 
-    def _num_cached(self, request: Request) -> int:
-        return len(self._memory.match(request)[1]) * self._page_size
-
     def _reserved_pages(self) -> int:
         """Pages that running requests will still need: the rest of their prompts, and growth."""
         running = self._running.values()
         missing = sum(self._memory.num_missing_pages(request) for request in running)
         return missing + self._memory.num_pages_for(self._growth.num_tokens(running))
-
-    # ------------------------------------------------------------ leaving
 
     def _release(self, request: Request) -> None:
         self._memory.release(request)
@@ -372,11 +367,6 @@ class Scheduler:
     def page_size(self) -> int:
         return self._page_size
 
-    @property
-    def num_in_flight(self) -> int:
-        """Steps issued whose results have not been read."""
-        return len(self._in_flight)
-
     def flush_cache(self) -> int:
         """Drop every cached page that no request uses; returns how many."""
         pages = self._memory.cache.clear()
@@ -385,9 +375,8 @@ class Scheduler:
 
     def check_idle(self) -> None:
         """With no request left, every page is free or cached and every slot is free."""
-        allocator, cached = self._memory.allocator, self._memory.cache.num_cached_pages
-        held = cached - self._memory.cache.num_evictable_pages
-        slots = self._slots.num_free
+        allocator, cache, slots = self._memory.allocator, self._memory.cache, self._slots.num_free
+        cached, held = cache.num_cached_pages, cache.num_cached_pages - cache.num_evictable_pages
         whole = allocator.num_free + cached == allocator.num_pages
         if held or not whole or slots != self._config.max_running_requests:
             raise EngineError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -42,16 +43,13 @@ async def stream_all(
     client = context.client
     _check(context, prompts)
     streams: list[RequestStream] = []
-    try:
+    with ExitStack() as aborts:
         for p in prompts:
-            streams.append(
-                client.submit(p.prompt_token_ids, p.params, priority=p.priority, name=p.name)
-            )
+            stream = client.submit(p.prompt_token_ids, p.params, priority=p.priority, name=p.name)
+            aborts.callback(stream.abort)
+            streams.append(stream)
         first = await until_disconnect(request.receive, anext(streams[0]))
-    except BaseException:
-        for stream in streams:
-            stream.abort()
-        raise
+        aborts.pop_all()
     return OpenStreams(streams, first, context.flusher)
 
 

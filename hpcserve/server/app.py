@@ -15,7 +15,16 @@ from hpcserve.engine.model_folder import served_name
 from hpcserve.errors import HpcserveError, OutOfTimeError, RequestAbortedError
 from hpcserve.log import get_logger
 from hpcserve.protocol.responses import error_body
-from hpcserve.server import chat, completions, generate, health, models, profile, tokenize
+from hpcserve.server import (
+    chat,
+    completions,
+    generate,
+    health,
+    models,
+    profile,
+    replicas,
+    tokenize,
+)
 from hpcserve.server.admission import json_response
 from hpcserve.server.auth import ApiKeyGuard
 from hpcserve.server.context import ServerContext
@@ -35,7 +44,7 @@ def create_app(
     app.state.context = ServerContext(
         client, served_name(client.config, model_name), path, int(time.time())
     )
-    for part in (chat, completions, generate, models, health, tokenize, profile):
+    for part in (chat, completions, generate, models, health, tokenize, profile, replicas):
         app.include_router(part.router)
     app.add_exception_handler(HpcserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)

@@ -11,6 +11,7 @@ from hpcserve._version import __version__
 from hpcserve.protocol.responses import ModelCard
 from hpcserve.server.admission import json_response
 from hpcserve.server.context import ServerContext, context_of
+from hpcserve.server.replicas import replica_list
 
 router = APIRouter()
 
@@ -52,6 +53,7 @@ async def server_info(request: Request) -> Response:
             "version": __version__,
             "engine": msgspec.structs.asdict(context.client.ready),
             "load": await _load(context),
+            "replicas": await replica_list(context),
         }
     )
 

@@ -37,6 +37,8 @@ class Wire:
         cycle = self._cycle
         if cycle.disconnected or cycle.response_complete:
             return
+        if not data:
+            return  # an empty chunk would end the body
         if cycle.chunked_encoding:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         cycle.transport.write(data)

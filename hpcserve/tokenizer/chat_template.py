@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hpcserve.errors import InputError, InvalidParameterError, TokenizerError
-from hpcserve.tokenizer.files import TEMPLATE_FILE
+from hpcserve.tokenizer.files import MORE_TEMPLATES, TEMPLATE_FILE
 
 _DEFAULT = "default"
 _FOR_TOOLS = "tool_use"
@@ -41,22 +41,27 @@ def find_templates(
 ) -> dict[str, str]:
     """Name -> template of a model folder; {} where it has none.
 
-    The replacement comes first, then chat_template.jinja, then tokenizer_config.json, whose
-    entry is a template or a list of named ones.
+    The replacement comes first, then chat_template.jinja with more of them in a folder beside it,
+    then tokenizer_config.json, whose entry is a template or a list of named ones.
     """
-    for path, wanted in ((replacement, True), (folder / TEMPLATE_FILE, False)):
-        if path is None or not (wanted or path.is_file()):
-            continue
-        try:
-            return {_DEFAULT: path.read_text(encoding="utf-8")}
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the chat template {path}: {error}") from error
+    if replacement is not None:
+        return {_DEFAULT: _read(replacement)}
+    if (folder / TEMPLATE_FILE).is_file():
+        named = {path.stem: _read(path) for path in (folder / MORE_TEMPLATES).glob("*.jinja")}
+        return {**named, _DEFAULT: _read(folder / TEMPLATE_FILE)}
     declared = config.get("chat_template")
     if isinstance(declared, str):
         return {_DEFAULT: declared}
     if isinstance(declared, list):
         return {entry["name"]: entry["template"] for entry in declared}
     return {}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the chat template {path}: {error}") from error
 
 
 class ChatTemplate:

@@ -6,6 +6,7 @@ that each carries.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,9 +28,12 @@ class LoadableModel(Protocol):
     def is_ignored(self, tensor_name: str) -> bool: ...
 
 
-def load_weights(model: LoadableModel, files: list[Path]) -> None:
+def load_weights(
+    model: LoadableModel, files: list[Path], *, stop: threading.Event | None = None
+) -> None:
     """Fill every parameter of `model` from `files`.
 
+    stop: once it is set, nothing more is read, and what is not filled stays so.
     Raises WeightsError that names tensor and file: one is missing, left over, given twice, of the
     wrong shape, or the file is corrupt or cut off.
     """
@@ -38,6 +42,8 @@ def load_weights(model: LoadableModel, files: list[Path]) -> None:
     seen: dict[str, Path] = {}
     for file in files:
         for name, loaded in _tensors(file):
+            if stop is not None and stop.is_set():
+                return
             if name in seen:
                 raise WeightsError(f"{file}: tensor {name} is in {seen[name].name} as well")
             seen[name] = file
@@ -86,7 +92,8 @@ def _fill(param: Any, shard_id: Any, name: str, loaded: torch.Tensor, file: Path
             f"{file}: tensor {name} has shape {list(loaded.shape)}, config.json asks for "
             f"{list(expected)}"
         )
-    param.weight_loader(param, loaded, shard_id)
+    # Converted here, a copy to a GPU needs no memory there but the parameter's.
+    param.weight_loader(param, loaded.to(param.dtype), shard_id)
 
 
 def _missing_message(names: list[str], files: list[Path]) -> str:

@@ -11,7 +11,9 @@ take.
 
 With FRESH, q comes as the linear layer made it, and the last token's k and v are not in the pool
 yet: every program rotates its q heads, and the one that attends to the last token writes that
-token's k and v first, for itself and for later steps. No other program reads them.
+token's k and v first, for itself and for later steps. No other program may read them: of the rows
+of one launch, none may hold another's last token in its history. With pages of one token, requests
+that share a prefix and enter in the same step do.
 """
 
 from __future__ import annotations

@@ -34,10 +34,18 @@ def linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
     residual: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """x [..., K] @ weight[N, K]^T + bias [N] + residual [..., N]."""
-    out = F.linear(x, weight, bias)
-    return out if residual is None else out + residual
+    """x [..., K] @ weight[N, K]^T + bias [N] + residual [..., N].  out: memory for it, contiguous."""
+    if out is None:
+        made = F.linear(x, weight, bias)
+        return made if residual is None else made + residual
+    rows, flat = x.reshape(-1, x.shape[-1]), out.view(-1, out.shape[-1])
+    if bias is None:
+        torch.mm(rows, weight.t(), out=flat)
+    else:
+        torch.addmm(bias, rows, weight.t(), out=flat)
+    return out if residual is None else out.add_(residual)
 
 
 def gated_linear(

@@ -282,10 +282,11 @@ def linear(
     residual: torch.Tensor | None,
     config: Config,
     gates: bool = False,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See reference.linear, or with `gates` (and no residual) reference.gated_linear; at most 16
     rows, and `fits(config, *weight.shape)` must hold."""
-    return _launch(x, weight, bias, residual, None, 0.0, config, gates)[0]
+    return _launch(x, weight, bias, residual, None, 0.0, config, gates, out)[0]
 
 
 def linear_add_norm(
@@ -312,6 +313,7 @@ def _launch(
     eps: float,
     config: Config,
     gates: bool,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, DeferredNorm | None]:
     before = x if isinstance(x, DeferredNorm) else None
     values = x.scaled if isinstance(x, DeferredNorm) else x
@@ -323,7 +325,8 @@ def _launch(
     block_n, block_k, split_k, warps, stages = config
     tiles = size_n // block_n
     width = size_n // 2 if gates else size_n
-    out = torch.empty((*values.shape[:-1], width), dtype=values.dtype, device=values.device)
+    if out is None:
+        out = torch.empty((*values.shape[:-1], width), dtype=values.dtype, device=values.device)
     norm = None
     if gain is not None:
         squares = torch.empty((tiles, BLOCK_M), dtype=torch.float32, device=out.device)

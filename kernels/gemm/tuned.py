@@ -4,9 +4,15 @@
 `benchmarks/kernels/bench_gemm.py`, which prints this table, and for the layers of Llama-3.1-8B by
 `tune_decode_layer.py`, where the kernel runs between its neighbours; a shape that is not in it
 goes to cuBLAS. A device that is not in it has not been measured.
+
+`tuned.json` beside this file, where there is one, adds to it: `tune_rank_layer.py` writes it, for the
+slices of layers that ranks of a tensor-parallel group hold.
 """
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 Config = tuple[int, int, int, int, int]
 Table = dict[tuple[int, int, int], Config]
@@ -90,3 +96,18 @@ GATED: dict[str, Table] = {
         (16, 28672, 4096): (128, 128, 1, 8, 4),
     },
 }
+
+
+def add_from(path: Path) -> None:
+    """Add what a file says: {device: {"linear" or "gated": [[[rows, N, K], configuration], ...]}}."""
+    for device, kinds in json.loads(path.read_text(encoding="utf-8")).items():
+        for kind, tables in (("linear", TUNED), ("gated", GATED)):
+            table = tables.setdefault(device, {})
+            for (rows, size_n, size_k), config in kinds[kind]:
+                block_n, block_k, split_k, warps, stages = config
+                table[rows, size_n, size_k] = (block_n, block_k, split_k, warps, stages)
+
+
+_FILE = Path(__file__).with_name("tuned.json")
+if _FILE.exists():
+    add_from(_FILE)

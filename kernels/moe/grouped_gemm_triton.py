@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 
 from . import align_triton
-from .tuned import Config, tile
+from .tuned import Config, Tiles, tiles
 
 
 @triton.jit(do_not_specialize=["num_pairs"])
@@ -134,6 +136,11 @@ def combine(
     return out
 
 
+@cache
+def _device_name(device: torch.device) -> str | None:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
 def experts(
     hidden: torch.Tensor,
     gate_up: torch.Tensor,
@@ -141,9 +148,9 @@ def experts(
     weights: torch.Tensor,
     ids: torch.Tensor,
     first_expert: int,
-    config: Config | None = None,
+    chosen: Tiles | None = None,
 ) -> torch.Tensor:
-    """See reference.experts."""
+    """See reference.experts.  chosen: others than the tuned tiles."""
     from ..activation.silu_and_mul_triton import silu_and_mul
 
     num_tokens, k = ids.shape
@@ -152,8 +159,9 @@ def experts(
     if hidden.stride(1) != 1:
         hidden = hidden.contiguous()
     num_pairs, num_held = num_tokens * k, gate_up.shape[0]
-    config = config or tile(num_pairs, num_held)
-    pairs, blocks = align_triton.align(ids, config[0], num_held, first_expert)
-    inner = silu_and_mul(grouped_gemm(hidden, gate_up, pairs, blocks, num_pairs, k, config))
-    made = grouped_gemm(inner, down, pairs, blocks, num_pairs, 1, config)
+    if chosen is None:
+        chosen = tiles(num_pairs, num_held, *down.shape[1:], _device_name(hidden.device))
+    pairs, blocks = align_triton.align(ids, chosen.gate_up[0], num_held, first_expert)
+    inner = silu_and_mul(grouped_gemm(hidden, gate_up, pairs, blocks, num_pairs, k, chosen.gate_up))
+    made = grouped_gemm(inner, down, pairs, blocks, num_pairs, 1, chosen.down)
     return combine(made, weights, ids, first_expert, num_held)

@@ -102,10 +102,66 @@ def store_argmax(
     slot below 0 are padding and leave the buffer alone.  outputs: int64 [turns, B].  turn: int32
     [1], on the device like the others.
     """
-    tokens = argmax(logits)
+    _store(argmax(logits), token_buffer, slots, positions, outputs, turn)
+
+
+def _store(
+    tokens: torch.Tensor,
+    token_buffer: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    outputs: torch.Tensor,
+    turn: torch.Tensor,
+) -> None:
     outputs[turn.long()] = tokens
     real = slots >= 0
     token_buffer[slots[real].long(), positions[real].long()] = tokens[real].int()
+
+
+def best_of_part(
+    logits: torch.Tensor,
+    first_id: int,
+    size: int,
+    draw: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """fp32 [B, 2]: the best score of each row in a part of the vocabulary, and its token id.
+
+    logits: [B, at least size], the tokens first_id to first_id + size - 1; the rest is padding.
+    draw: (temperature fp [B], seeds int64 [B], positions int64 [B]) of rows without a filter, whose
+    scores are those of `sample`; without it, and for greedy rows, they are the logits. The best of
+    all parts is then the token that argmax or `sample` finds in the whole. Token ids are exact
+    below 2^24. A part without tokens scores -inf.
+    """
+    if size <= 0:
+        return torch.tensor([-torch.inf, first_id], device=logits.device).repeat(len(logits), 1)
+    scores = logits[:, :size].float()
+    if draw is not None:
+        temperature, seeds, positions = draw
+        ids = torch.arange(first_id, first_id + size, device=logits.device)
+        noise = gumbel(noise_bits(seeds, positions, ids))
+        drawn = scores * (1.0 / temperature.float())[:, None] + noise
+        scores = torch.where((temperature >= GREEDY_TEMPERATURE)[:, None], drawn, scores)
+    index = scores.argmax(dim=-1, keepdim=True)
+    return torch.cat([scores.gather(1, index), (index + first_id).float()], dim=1)
+
+
+def choose(pairs: torch.Tensor) -> torch.Tensor:
+    """int64 [B]: the token of the best score of pairs fp32 [parts, B, 2], parts in the order of
+    their tokens; the least id wins a tie."""
+    winner = pairs[..., 0].argmax(dim=0, keepdim=True)
+    return pairs[..., 1].gather(0, winner).squeeze(0).long()
+
+
+def store_choice(
+    pairs: torch.Tensor,
+    token_buffer: torch.Tensor,
+    slots: torch.Tensor,
+    positions: torch.Tensor,
+    outputs: torch.Tensor,
+    turn: torch.Tensor,
+) -> None:
+    """`choose`, stored as `store_argmax` stores it."""
+    _store(choose(pairs), token_buffer, slots, positions, outputs, turn)
 
 
 def apply_penalties(

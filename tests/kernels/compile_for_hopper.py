@@ -122,15 +122,33 @@ def matrix_products():
         small_m_triton.linear(norm, weight, x[0], None, config, gates=True)
 
 
-def experts():
-    from hpcserve.kernels.moe import grouped_gemm_triton, route_triton
-    from hpcserve.kernels.moe.tuned import TILES
+def ranks():
+    from hpcserve.kernels.comm import sum_add_rms_norm_triton
+    from hpcserve.kernels.sampling import shard_triton
 
-    hidden, logits = torch.zeros(8, 2048, dtype=BF16), torch.zeros(8, 60, dtype=BF16)
-    gate_up, down = torch.zeros(60, 512, 2048, dtype=BF16), torch.zeros(60, 2048, 256, dtype=BF16)
-    weights, ids = route_triton.route(logits, 4, True)
-    for _, config in TILES:
-        grouped_gemm_triton.experts(hidden, gate_up, down, weights, ids, 0, config)
+    x, wide = torch.zeros(2, 8192, dtype=BF16), torch.zeros(4, dtype=torch.int64)
+    peers = sum_add_rms_norm_triton.Peers((1 << 40,) * 4, wide, ints(0, 0), 1)
+    sum_add_rms_norm_triton.sum_add_rms_norm(peers, x, x[0], 1e-6)
+    shard_triton.best_of_part(x, 8192, 8000, None)
+    shard_triton.best_of_part(x, 8192, 8000, (torch.zeros(2), wide[:2], wide[:2]))
+    pairs, outputs = torch.zeros(4, 2, 2), torch.zeros(4, 2, dtype=torch.int64)
+    shard_triton.choose(pairs)
+    state = torch.zeros(2, 64, dtype=torch.int32)
+    shard_triton.store_choice(pairs, state, ints(0, 1), ints(1, 1), outputs, ints(1))
+
+
+def experts():
+    from hpcserve.kernels.moe import grouped_gemm_triton, route_triton, tuned
+
+    logits = torch.zeros(4, 128, dtype=BF16)
+    weights, ids = route_triton.route(logits, 8, True)
+    x, gate_up = torch.zeros(4, 256, dtype=BF16), torch.zeros(128, 192, 256, dtype=BF16)
+    down = torch.zeros(128, 256, 96, dtype=BF16)
+    grouped_gemm_triton.experts(x, gate_up, down, weights, ids, 0)
+    blocks = torch.zeros(2, dtype=torch.int32)
+    for config in tuned.CANDIDATES[2::3]:
+        pairs = torch.zeros(2 * config[0], dtype=torch.int32)
+        grouped_gemm_triton.grouped_gemm(x, gate_up, pairs, blocks, 32, 8, config)
 
 
 if __name__ == "__main__":
@@ -150,6 +168,7 @@ if __name__ == "__main__":
         "rows": rows_and_tokens,
         "sampling": sampling,
         "products": matrix_products,
+        "ranks": ranks,
         "experts": experts,
         "steps": step_by_step,
     }

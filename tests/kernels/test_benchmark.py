@@ -25,6 +25,25 @@ def test_dry_run(tmp_path):
     assert all(result["ok"] for result in results)
 
 
+def test_dry_run_of_the_experts_writes_what_the_kernels_read(tmp_path):
+    from hpcserve.kernels.moe import tuned
+
+    table = tmp_path / "tuned.json"
+    options = ["--only", "tiny ep", "--tokens", "3", "--write", "--table", str(table)]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(FOLDER / "bench_moe.py"), "--dry-run", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)
+    assert row["ok"] and 0 < row["distinct_experts"] <= 2
+    ((most, found),) = tuned.table_of("dry run", table)[2, 32, 16]
+    assert most == row["pairs"] == 6
+    assert [list(found.gate_up), list(found.down)] == row["tiles"]
+
+
 @pytest.fixture
 def harness(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -5,9 +7,10 @@ from hpcserve.kernels.moe import reference, shapes
 from hpcserve.ops import moe
 
 align_triton = pytest.importorskip("hpcserve.kernels.moe.align_triton")
-from hpcserve.kernels.moe import grouped_gemm_triton, route_triton  # noqa: E402
+from hpcserve.kernels.moe import grouped_gemm_triton, route_triton, tuned  # noqa: E402
+from hpcserve.kernels.moe.tuned import Tiles  # noqa: E402
 
-TILE = (16, 32, 32, 4, 2)
+TILE = Tiles((16, 32, 32, 4, 2), (16, 64, 16, 4, 2))
 
 
 def make(random, tokens, hidden, size, experts, k, dtype=torch.float32):
@@ -78,3 +81,36 @@ def test_no_token(random):
     x, gate_up, down, weights, ids = make(random, 0, 64, 32, 4, 2)
     assert grouped_gemm_triton.experts(x, gate_up, down, weights, ids, 0).shape == (0, 64)
     assert moe.experts(x, gate_up, down, weights, ids, 0).shape == (0, 64)
+
+
+def test_tiles_by_rule_and_by_measurement(tmp_path):
+    by_rule = tuned.tiles(64, 8, 4096, 14336)
+    assert by_rule == (tuned.BY_ROWS[0][1],) * 2
+    assert tuned.tiles(1 << 16, 8, 4096, 14336).down == tuned.BY_ROWS[-1][1]
+    first, second = tuned.CANDIDATES[0], tuned.CANDIDATES[1]
+    path = tmp_path / "tuned.json"
+    path.write_text(
+        json.dumps({"GPU": [[[8, 64, 32], [[16, first, second], [64, second, second]]]]})
+    )
+    table = tuned.table_of("GPU", path)
+    assert table == {(8, 64, 32): [(16, Tiles(first, second)), (64, Tiles(second, second))]}
+    assert tuned.table_of("another", path) == {}
+
+
+def test_every_tile_of_a_pair_sorts_alike():
+    """The pairs are sorted once for both products."""
+    name = "NVIDIA H200"
+    for measured in tuned.table_of(name).values():
+        assert [most for most, _ in measured] == sorted(most for most, _ in measured)
+        assert all(found.gate_up[0] == found.down[0] for _, found in measured)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_ranks_without_a_token_add_zeros(random, poisoned, tokens):
+    """All pairs go to the first two of four ranks."""
+    x, gate_up, down, weights, ids = make(random, tokens, 64, 32, 8, 2)
+    ids = ids % 4
+    for first in (4, 6):
+        held = slice(first, first + 2)
+        out = grouped_gemm_triton.experts(x, gate_up[held], down[held], weights, ids, first, TILE)
+        assert out.shape == x.shape and not out.any()

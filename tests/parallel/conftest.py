@@ -42,6 +42,8 @@ SEEDED = SamplingParams(
     logprobs=2,
     repetition_penalty=1.2,
 )
+#: No filter: each rank draws from its own part of the vocabulary.
+DRAWN = SamplingParams(temperature=1.0, seed=11, max_tokens=12, ignore_eos=True)
 #: More than a step takes together, and longer than a chunk; two share a prefix.
 PROMPTS = [list(range(3 + i, 12 + i + 9 * i)) for i in range(7)] + [list(range(3, 40))] * 2
 
@@ -68,6 +70,7 @@ def kit() -> Kit:
 
 def texts(llm: LLM) -> list[list[int]]:
     outputs = llm.generate(PROMPTS, GREEDY) + llm.generate(PROMPTS[:2], SEEDED)
+    outputs += llm.generate(PROMPTS[:3], DRAWN)
     return [output.outputs[0].token_ids for output in outputs]
 
 

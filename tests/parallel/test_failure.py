@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
@@ -16,7 +21,7 @@ from hpcserve.engine.client import EngineClient, RequestStream
 from hpcserve.errors import EngineDeadError
 from hpcserve.sampling_params import SamplingParams
 
-ENDLESS = SamplingParams(temperature=0.0, max_tokens=240, ignore_eos=True)
+ENDLESS = SamplingParams(temperature=0.0, max_tokens=220, ignore_eos=True)
 
 
 def worker_of(kit, tp_rank: int) -> psutil.Process:
@@ -39,8 +44,10 @@ async def _last(stream: RequestStream) -> None:
         pass
 
 
-async def _break_a_rank(kit, folder: Path, number: signal.Signals) -> tuple[str, float]:
-    """Send a signal to rank 1 while four requests run. Returns the error, and how long it took."""
+async def _break_a_rank(
+    kit, folder: Path, number: signal.Signals, tp_rank: int
+) -> tuple[str, float]:
+    """Send a signal to a rank while four requests run. Returns the error, and how long it took."""
     before = set(kit.children())
     config = EngineConfig.from_options({"model": str(folder), "tp": 2, **kit.options})
     async with await EngineClient.open(config) as client:
@@ -52,7 +59,7 @@ async def _break_a_rank(kit, folder: Path, number: signal.Signals) -> tuple[str,
         await asyncio.sleep(0)
         while not first.request.answers[0].token_ids:
             await asyncio.sleep(0.001)
-        rank = worker_of(kit, 1)
+        rank = worker_of(kit, tp_rank)
         started = time.monotonic()
         rank.send_signal(number)
         ends = await waiting
@@ -69,15 +76,14 @@ async def _break_a_rank(kit, folder: Path, number: signal.Signals) -> tuple[str,
         return str(ends[0]), took
 
 
+@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize(
-    ("number", "limit_s", "words"),
-    [
-        (signal.SIGKILL, 5.0, ["rank 1", "tp 1", "SIGKILL", socket.gethostname()]),
-        (signal.SIGSTOP, 10.5, ["rank 1", "tp 1", "no sign of life", socket.gethostname()]),
-    ],
+    ("number", "limit_s", "reason"),
+    [(signal.SIGKILL, 5.0, "SIGKILL"), (signal.SIGSTOP, 10.5, "no sign of life")],
 )
-def test_a_broken_rank_ends_every_request(kit, folder_of, capfd, number, limit_s, words):
-    text, took = asyncio.run(_break_a_rank(kit, folder_of("qwen3"), number))
+def test_a_broken_rank_ends_every_request(kit, folder_of, capfd, number, limit_s, reason, rank):
+    text, took = asyncio.run(_break_a_rank(kit, folder_of("qwen3"), number, rank))
+    words = [f"rank {rank}", f"tp {rank}", reason, socket.gethostname()]
     assert [word for word in words if word not in text] == []
     assert took < limit_s
     last = capfd.readouterr().err.strip().splitlines()[-1]
@@ -100,3 +106,66 @@ def test_no_rank_outlives_a_core_that_is_gone(kit, folder_of, number):
             assert alive == []
 
     asyncio.run(run())
+
+
+async def _hang_a_rank(kit, folder: Path) -> str:
+    """Let rank 1 take up a step and never end it. Returns the error of whoever waits."""
+    config = EngineConfig.from_options(
+        {"model": str(folder), "tp": 2, "watchdog_timeout": 2.0, **kit.options}
+    )
+    async with await EngineClient.open(config, module="hanging_core") as client:
+        await client.complete([5, 6, 7], SamplingParams(max_tokens=3, ignore_eos=True))
+        running = [client.complete([5, 6, 7 + n], ENDLESS) for n in range(2)]
+        started = time.monotonic()
+        ends = await asyncio.gather(
+            *running, client.complete(list(range(3, 28)), ENDLESS), return_exceptions=True
+        )
+        assert time.monotonic() - started < 6
+        assert [type(one) for one in ends] == [EngineDeadError] * 3
+        return str(ends[0])
+
+
+def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(kit, folder_of, monkeypatch, capfd):
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    text = asyncio.run(_hang_a_rank(kit, folder_of("qwen3")))
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    for line in (text, last):
+        assert "rank 1 (dp 0, pp 0, tp 1; node 0, device 1)" in line
+        assert "--watchdog-timeout" in line and "worker_main.py" in line
+
+
+def _serve(folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    arguments = ["--tp", "2", "--port", "0", "--device", "cpu", "--cpu-threads", "1"]
+    arguments += ["--max-total-tokens", "2048", "--max-running-requests", "6"]
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hpcserve", "serve", str(folder), *arguments],
+            stdout=out,
+            stderr=out,
+        )
+
+
+def test_a_killed_frontend_leaves_nothing_and_a_halted_one_goes_on(kit, folder_of, tmp_path):
+    log = tmp_path / "log"
+    frontend = _serve(folder_of("qwen3"), log)
+    try:
+        kit.wait_until(lambda: "http://127.0.0.1:" in log.read_text(), 60)
+        url = re.search(r"http://127.0.0.1:\d+", log.read_text()).group()
+        ours = kit.children(frontend.pid)
+        ports = ports_of([psutil.Process(frontend.pid), *ours])
+        frontend.send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        frontend.send_signal(signal.SIGCONT)
+        with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
+            assert answer.status == 200
+        frontend.kill()
+        frontend.wait()
+        kit.wait_until(lambda: not any(one.is_running() for one in ours), 10)
+    finally:
+        frontend.kill()
+        frontend.wait()
+    assert len(ours) == 3 and ports
+    for port in ports:
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0

@@ -24,6 +24,7 @@ class Node:
     """One launcher.  log: what it has said so far."""
 
     def __init__(self, rank: int, arguments: list[str], secret: str, folder: Path) -> None:
+        self._told = (rank, arguments, secret, folder)
         self.path = folder / f"node{rank}.log"
         environment = {
             **os.environ,
@@ -37,6 +38,10 @@ class Node:
                 stderr=log,
                 env=environment,
             )
+
+    def again(self) -> Node:
+        """The same node, started once more."""
+        return Node(*self._told)
 
     @property
     def log(self) -> str:
@@ -54,15 +59,18 @@ def two_nodes(
     *layout: str,
     second: tuple[str, ...] | None = None,
     secret: str = "s1",
+    count: int = 2,
 ) -> Iterator[list[Node]]:
-    """second, secret: what node 1 is told, where it is not the same as node 0."""
+    """second, secret: what the other nodes are told, where it is not the same as node 0.
+
+    count: of nodes.
+    """
     common = [str(folder), "--device", "cpu", "--cpu-threads", "1", "--max-total-tokens", "2048"]
-    common += ["--max-running-requests", "6", "--port", "0", "--nnodes", "2"]
+    common += ["--max-running-requests", "6", "--port", "0", "--nnodes", str(count)]
     common += ["--dist-init-addr", f"127.0.0.1:{free_port()}"]
-    nodes = [
-        Node(1, [*common, *(layout if second is None else second)], secret, logs),
-        Node(0, [*common, *layout], "s1", logs),
-    ][::-1]
+    others = [*common, *(layout if second is None else second)]
+    nodes = [Node(rank, others, secret, logs) for rank in range(1, count)]
+    nodes.insert(0, Node(0, [*common, *layout], "s1", logs))
     try:
         yield nodes
     finally:
@@ -90,6 +98,19 @@ def generate(url: str, prompt: list[int]) -> list[int]:
     return ids
 
 
+def num_pages(url: str) -> int:
+    with urllib.request.urlopen(f"{url}/load", timeout=30) as answer:
+        return int(json.load(answer)["num_total_pages"])
+
+
+def is_there(process: psutil.Process) -> bool:
+    """Whether it runs; what a halted parent has not yet looked at does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.mark.parametrize("layout", ["--tp 2", "--dp 2"])
 def test_two_nodes_say_what_one_says(kit, folder_of, expected, tmp_path, layout):
     with two_nodes(folder_of("qwen3"), tmp_path, *layout.split()) as nodes:
@@ -112,6 +133,60 @@ def test_a_rank_killed_on_another_node_ends_both_by_name(kit, folder_of, tmp_pat
         assert "rank 1 (dp 0, pp 0, tp 1; node 1, device 0)" in nodes[0].log.splitlines()[-1]
         assert "rank 1 of this node ended: its process was ended by SIGKILL" in nodes[1].log
         kit.wait_until(lambda: not any(one.is_running() for one in ours))
+
+
+@pytest.mark.parametrize(
+    ("number", "limit_s", "reason"),
+    [(signal.SIGKILL, 5, "node 1 ("), (signal.SIGSTOP, 11, "node 1 said nothing for")],
+)
+def test_a_node_that_is_gone_ends_a_replica_that_spans_it(
+    kit, folder_of, tmp_path, number, limit_s, reason
+):
+    with two_nodes(folder_of("qwen3"), tmp_path, "--tp", "2") as nodes:
+        wait_for_url(nodes[0])
+        ours = [one for node in nodes for one in kit.children(node.process.pid)]
+        started = time.monotonic()
+        nodes[1].process.send_signal(number)
+        assert nodes[0].process.wait(20) == 1
+        assert time.monotonic() - started < limit_s
+        assert reason in nodes[0].log
+        assert "node 1 (" in nodes[0].log.splitlines()[-1]
+        # The halted launcher cannot end its rank; the rank notices that its core is gone.
+        kit.wait_until(lambda: not any(is_there(one) for one in ours), 15)
+
+
+def test_a_node_that_is_gone_may_come_back(kit, folder_of, tmp_path):
+    """With replicas, the other one serves meanwhile."""
+    with two_nodes(folder_of("qwen3"), tmp_path, "--dp", "2") as nodes:
+        url = wait_for_url(nodes[0])
+        expected = generate(url, kit.prompts[0])
+        nodes[1].process.kill()
+        nodes[1].process.wait()
+        kit.wait_until(lambda: "replica 1 is gone" in nodes[0].log)
+        assert generate(url, kit.prompts[0]) == expected
+        assert num_pages(url) == 2048 // 16
+        nodes.append(nodes[1].again())
+        kit.wait_until(lambda: num_pages(url) == 2 * 2048 // 16, 60)
+        assert [generate(url, kit.prompts[0]) for _ in range(4)] == [expected] * 4
+
+
+def test_replicas_of_several_nodes_each(kit, folder_of, expected, tmp_path):
+    """Four nodes, two replicas of two; one of them loses a rank, goes on being served by the other,
+    and comes back."""
+    folder = folder_of("qwen3")
+    with two_nodes(folder, tmp_path, "--tp", "2", "--dp", "2", count=4) as nodes:
+        url = wait_for_url(nodes[0])
+        assert [generate(url, prompt) for prompt in kit.prompts[:4]] == expected("qwen3")[:4]
+        assert [len(node.workers()) for node in nodes] == [1] * 4
+        nodes[3].workers()[0].kill()
+        kit.wait_until(lambda: "replica 1 is gone" in nodes[0].log)
+        assert "rank 3 (dp 1, pp 0, tp 1; node 3, device 0)" in nodes[0].log
+        assert generate(url, kit.prompts[1]) == expected("qwen3")[1]
+        kit.wait_until(lambda: num_pages(url) == 2 * 2048 // 16, 60)
+        answers = [generate(url, prompt) for prompt in kit.prompts[:4]]
+        assert answers == expected("qwen3")[:4]
+        nodes[0].process.send_signal(signal.SIGTERM)
+        assert [node.process.wait(20) for node in nodes] == [0] * 4
 
 
 def test_a_killed_launcher_ends_the_other_node(kit, folder_of, tmp_path):

@@ -36,14 +36,15 @@ async def _lose_one(kit, folder) -> None:
             True,
             True,
         ]
-        assert client.is_alive
+        assert client.dead is None
         # While it is away the other serves, and the numbers are those of the other.
         again = await client.complete([5, 6, 7], SHORT)
         assert again.outputs[0].token_ids == short.outputs[0].token_ids
         assert (await client.stats()).num_total_pages == kit.options["max_total_tokens"] // 16
         while not all(one.takes_requests for one in client.replicas):
             await asyncio.sleep(0.05)
-        await client.drain_replica(1)
+        client.drain_replica(1)
+        assert [one.state for one in client.replicas] == ["ready", "drained"]
         back = await client.complete([5, 6, 7], SHORT)
         assert back.outputs[0].token_ids == short.outputs[0].token_ids
         client.resume_replica(1)

@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "attention": {"ops", "distributed", "ipc.messages"},
     "moe": {"ops", "distributed", "ipc.messages"},
     "kvcache": {"ops", "distributed", "ipc.messages"},
-    "scheduler": {"kvcache", "ipc.messages"},
+    "scheduler": {"kvcache", "ipc.messages", "ipc.lockstep"},
     "layers": {"attention.base", "moe.base", "ops", "distributed"},
     "models": {"layers", "attention.base", "moe.base", "ops", "distributed", "kvcache"},
     "weights": {"distributed"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,33 @@ def test_all_rows_answered_is_exit_0(tmp_path: Path, model: Path) -> None:
     assert len({body["id"] for body in bodies}) == 4
     assert "rows answered" in result.stderr
     assert "another model" not in result.stderr
+
+
+def test_rows_are_the_same_when_another_process_has_prepared_them(model: Path) -> None:
+    recipe = client_engine.ClientRecipe({"model": str(model)}, {"top_k": 5})
+    other = pickle.loads(pickle.dumps(recipe)).make()
+    for url, body in (
+        ("/v1/completions", {"prompt": "héllo", "echo": True, "logprobs": 1, "max_tokens": 3}),
+        ("/v1/completions", {"prompt": ["a", "bc"], "n": 2, "seed": 7}),
+        ("/v1/completions", {"prompt": [104, 105]}),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": "hi"}],
+                "separate_reasoning": True,
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            },
+        ),
+    ):
+        mine = recipe.make().prepare(url, body)
+        its = pickle.loads(pickle.dumps(other.prepare(url, body)))
+        assert (its.num_tokens, its.prefix) == (mine.num_tokens, mine.prefix)
+        assert its.payload.body == mine.payload.body
+        assert its.payload.inputs == mine.payload.inputs
+        assert its.payload.inputs[0].params.top_k == 5
+        assert [one.tolist() for one in its.payload.ids] == [
+            one.tolist() for one in mine.payload.ids
+        ]
 
 
 def test_failed_rows_are_exit_3_and_say_where(tmp_path: Path, model: Path) -> None:

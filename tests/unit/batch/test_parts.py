@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcserve.batch import journal
 from hpcserve.batch.files import lines_of
+from hpcserve.batch.journal import RowRecord
 from hpcserve.batch.progress import duration, progress_line
 from hpcserve.batch.report import BatchReport
 from hpcserve.batch.row import row_seed
+from hpcserve.batch.tally import Tally
 from hpcserve.batch.window import Window
 
 
@@ -94,3 +97,17 @@ def test_the_report_tells_the_time_left() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("num_rows", [10, 64, 65, 1000, 5000])
+def test_percentiles_of_many_rows_are_those_of_an_even_sample(num_rows: int) -> None:
+    tally = Tally(max_samples=64)
+    for number in range(num_rows):
+        tally.add(0, RowRecord(number, journal.OK, b"", latency_s=float(number), waited_s=0.0))
+    found = tally.percentiles()["seconds per row"]
+    assert found["p50"] == pytest.approx((num_rows - 1) / 2, abs=max(1, num_rows / 32))
+    assert found["p99"] == pytest.approx(num_rows * 0.99, abs=max(1, num_rows / 16))
+    assert found["max"] == num_rows - 1
+    assert found["mean"] == pytest.approx((num_rows - 1) / 2)
+    counts = tally.histograms()["seconds per row"][0]
+    assert sum(counts) == pytest.approx(num_rows, rel=0.07)

@@ -696,6 +696,7 @@ def test_the_report_is_one_page_with_plots(tmp_path: Path, run: Run, source: Pat
     run_dir = RunDir.of_output(tmp_path / "out.jsonl")
     page = run_dir.html_report.read_text(encoding="utf-8")
     assert page.count("<svg") >= 3
+    assert '<td><span style="color:hsl(210 60% 45%)">' in page
     assert "http" not in page
     report = json.loads(run_dir.report.read_bytes())
     assert report["num_ok"] == 500

@@ -206,7 +206,7 @@ def test_an_unordered_file_grows_while_the_run_goes_on(
     assert result.num_ok == 500
     found = _ids(output.read_bytes().splitlines())
     assert sorted(found) == list(range(500))
-    assert found[-20:] == list(range(20))  # the shard that was last
+    assert found.index(0) >= 400  # its shard was among the last
     assert not growing_path(output).exists()
     assert verify_run(RunDir.of_output(output)).problems == []
 

@@ -9,6 +9,7 @@ import pytest
 from hpcserve.bench.lengths import LogNormal
 from hpcserve.bench.presets import PRESETS
 from hpcserve.bench.request import chains_of
+from hpcserve.bench.selection import select
 from hpcserve.bench.token_source import TokenSource
 from hpcserve.bench.trace import load_trace, save_trace
 from hpcserve.bench.workloads.base import make_workload, workload_names
@@ -220,3 +221,16 @@ def test_bad_trace_lines_are_named(tmp_path, line, problem):
     file.write_text('{"max_tokens": 3, "prompt": "x"}\n\n' + line + "\n")
     with pytest.raises(InputError, match=rf"trace\.jsonl:3: .*{problem}"):
         load_trace(file)
+
+
+def test_every_command_draws_other_ids_of_the_same_lengths():
+    """Else a second command would find the first one's prompts in the server's cache."""
+    chosen = select(workload="lognormal", preset=None, trace=None, values={"num_requests": 8})
+    one, other = (chosen.drawer(seed=0, vocab_size=1000) for _ in range(2))
+    first, second = one(1), other(1)
+    assert first == one(1)
+    ids = [request.prompt_token_ids for request in first]
+    assert [len(one) for one in ids] == [len(request.prompt_token_ids) for request in second]
+    assert not any(
+        one == request.prompt_token_ids for one, request in zip(ids, second, strict=True)
+    )

@@ -39,7 +39,7 @@ def test_all_answer():
             calls.answer(one, ControlReply(call_id, result=str(one.index)))
         calls.answer(both[0], ControlReply(call_id + 1, result="nobody asked"))
 
-    assert [reply.result for reply in ask(calls, both, answer)] == ["0", "1"]
+    assert [reply.result for reply in ask(calls, both, answer).values()] == ["0", "1"]
     first = both[0].sent[0].call_id
     ask(calls, both, answer)
     assert both[0].sent[1].call_id != first
@@ -52,7 +52,7 @@ def test_one_that_dies_is_not_waited_for():
         calls.answer(both[0], ControlReply(call_id, result="0"))
         calls.give_up(both[1])
 
-    assert [reply.result for reply in ask(calls, both, answer)] == ["0"]
+    assert [reply.result for reply in ask(calls, both, answer).values()] == ["0"]
 
 
 def test_one_that_is_dead_is_not_asked():

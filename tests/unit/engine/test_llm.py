@@ -30,7 +30,7 @@ def test_order_and_prompts(llm):
     assert [o.prompt for o in outputs] == ["one", "zwölf", None]
     assert llm.generate("x")[0].outputs[0].text == "x"
     assert llm.generate([65, 66])[0].outputs[0].text == "AB"
-    assert llm.generate([]) == []
+    assert llm.generate([]) == llm.chat([]) == []
 
 
 def test_params_for_all_or_for_each(llm):

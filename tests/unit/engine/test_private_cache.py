@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from hpcserve.engine import private_cache
-from hpcserve.engine.kernel_cache import kernel_folder
+from hpcserve.engine.kernel_cache import VARIABLES, kernel_folder
 
 ARCH = "9.0a"
 
@@ -20,6 +20,8 @@ def temporary(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setenv("HPCSERVE_CACHE_DIR", str(tmp_path / "cache"))
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     return folder
 
 
@@ -60,6 +62,14 @@ def test_a_folder_that_cannot_be_made(temporary, tmp_path, said):
     [line] = said
     assert "Not a directory" in line and str(folder) in line and "HPCSERVE_CACHE_DIR" in line
     assert private_cache.writable_kernel_folder(ARCH) == folder
+
+
+def test_nothing_is_said_where_the_user_chose_every_folder(temporary, tmp_path, said, monkeypatch):
+    (tmp_path / "cache").write_text("")
+    for name in VARIABLES:
+        monkeypatch.setenv(name, str(tmp_path / "mine"))
+    assert private_cache.writable_kernel_folder(ARCH) == kernel_folder(ARCH)
+    assert said == []
 
 
 def test_what_a_read_only_folder_holds_is_used(temporary, monkeypatch):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def _portable(text: str) -> str:
             line = "# Written by hpcserve. It may be edited, and submitted with plain `sbatch`.\n"
         if line.startswith("export HPCSERVE_STATE_DIR="):
             line = "export HPCSERVE_STATE_DIR=/home/user/.local/state/hpcserve\n"
+        line = line.replace(f"hpcserve-cache-{os.getuid()}", "hpcserve-cache-1000")
         lines.append(line.replace(str(TASK_SCRIPT), "/shared/hpcserve/sbatch/container_task.sh"))
     return "".join(lines)
 

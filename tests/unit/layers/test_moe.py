@@ -23,7 +23,7 @@ class _Alone(ExpertParallel):
 
 
 def _built(parallel: ExpertParallel, tp: TensorParallel, *, shared: bool) -> SparseMoE:
-    expert = GatedMLP(16, 8, tp, bias=False, sums=False) if shared else None
+    expert = GatedMLP(16, 8, tp, bias=False, sums="caller") if shared else None
     layer = SparseMoE(SHAPE, parallel, tp, shared=expert)
     for name, param in layer.named_parameters():
         for shard_id, shape in param.full_shapes.items():

@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from hpcserve.engine.output_processor import OpenRequest, OutputProcessor
+from hpcserve.engine.open_request import OpenRequest
+from hpcserve.engine.output_processor import OutputProcessor
 from hpcserve.fake_engine import write_byte_tokenizer
 from hpcserve.ipc.messages import EngineCoreOutputs, TokenLogprobs
 from hpcserve.protocol.adapter import ResponseHead, completion_inputs

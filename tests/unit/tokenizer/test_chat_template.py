@@ -143,3 +143,15 @@ def test_messages_of_another_shape_are_refused(message):
 def test_whatever_a_template_raises_is_a_refusal(expression):
     with pytest.raises(InvalidParameterError, match="refuses them"):
         render("{{ " + expression + " | list }}")
+
+
+def test_named_templates_that_transformers_saves_are_found(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    theirs.chat_template = {"default": "plain", "tool_use": "with tools"}
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    template = ChatTemplate(find_templates(tmp_path, config), {})
+    assert (template.render(USER), template.render(USER, tools=TOOLS)) == ("plain", "with tools")

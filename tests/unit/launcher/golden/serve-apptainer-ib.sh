@@ -32,10 +32,10 @@ export HPCSERVE_RUN_DIR=/shared/runs/job
 export HPCSERVE_STATE_DIR=/home/user/.local/state/hpcserve
 [[ -v NCCL_IB_HCA ]] || export NCCL_IB_HCA='=mlx5_0,mlx5_1'  # only the compute rails (--ib-hca)
 [[ -v NCCL_NET ]] || export NCCL_NET=IB  # --require-fabric: no silent fallback to TCP sockets
-[[ -v HPCSERVE_CACHE_DIR ]] || export HPCSERVE_CACHE_DIR=/tmp/hpcserve-cache  # outside of $HOME, which images fill
-[[ -v TRITON_CACHE_DIR ]] || export TRITON_CACHE_DIR=/tmp/hpcserve-cache/triton  # outside of $HOME, which images fill
-[[ -v TORCHINDUCTOR_CACHE_DIR ]] || export TORCHINDUCTOR_CACHE_DIR=/tmp/hpcserve-cache/inductor  # outside of $HOME, which images fill
-[[ -v APPTAINER_CACHEDIR ]] || export APPTAINER_CACHEDIR=/tmp/hpcserve-cache/apptainer  # outside of $HOME, which images fill
+[[ -v HPCSERVE_CACHE_DIR ]] || export HPCSERVE_CACHE_DIR=/tmp/hpcserve-cache-1000  # outside of $HOME, which images fill
+[[ -v TRITON_CACHE_DIR ]] || export TRITON_CACHE_DIR=/tmp/hpcserve-cache-1000/triton  # outside of $HOME, which images fill
+[[ -v TORCHINDUCTOR_CACHE_DIR ]] || export TORCHINDUCTOR_CACHE_DIR=/tmp/hpcserve-cache-1000/inductor  # outside of $HOME, which images fill
+[[ -v APPTAINER_CACHEDIR ]] || export APPTAINER_CACHEDIR=/tmp/hpcserve-cache-1000/apptainer  # outside of $HOME, which images fill
 
 # One task per node: it starts the node's ranks itself.
 step=(

@@ -35,10 +35,10 @@ export HPCSERVE_STATE_DIR=/home/user/.local/state/hpcserve
 [[ -v FI_MR_CACHE_MONITOR ]] || export FI_MR_CACHE_MONITOR=userfaultfd  # the default monitor breaks with NCCL
 [[ -v FI_CXI_DEFAULT_CQ_SIZE ]] || export FI_CXI_DEFAULT_CQ_SIZE=131072  # the default queue overflows at scale
 [[ -v NCCL_NET ]] || export NCCL_NET='AWS Libfabric'  # --require-fabric: no silent fallback to TCP sockets
-[[ -v HPCSERVE_CACHE_DIR ]] || export HPCSERVE_CACHE_DIR=/tmp/hpcserve-cache  # outside of $HOME, which images fill
-[[ -v TRITON_CACHE_DIR ]] || export TRITON_CACHE_DIR=/tmp/hpcserve-cache/triton  # outside of $HOME, which images fill
-[[ -v TORCHINDUCTOR_CACHE_DIR ]] || export TORCHINDUCTOR_CACHE_DIR=/tmp/hpcserve-cache/inductor  # outside of $HOME, which images fill
-[[ -v APPTAINER_CACHEDIR ]] || export APPTAINER_CACHEDIR=/tmp/hpcserve-cache/apptainer  # outside of $HOME, which images fill
+[[ -v HPCSERVE_CACHE_DIR ]] || export HPCSERVE_CACHE_DIR=/tmp/hpcserve-cache-1000  # outside of $HOME, which images fill
+[[ -v TRITON_CACHE_DIR ]] || export TRITON_CACHE_DIR=/tmp/hpcserve-cache-1000/triton  # outside of $HOME, which images fill
+[[ -v TORCHINDUCTOR_CACHE_DIR ]] || export TORCHINDUCTOR_CACHE_DIR=/tmp/hpcserve-cache-1000/inductor  # outside of $HOME, which images fill
+[[ -v APPTAINER_CACHEDIR ]] || export APPTAINER_CACHEDIR=/tmp/hpcserve-cache-1000/apptainer  # outside of $HOME, which images fill
 
 # One task per node: it starts the node's ranks itself.
 step=(

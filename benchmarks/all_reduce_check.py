@@ -1,0 +1,195 @@
+"""The sum over ranks with residual add and norm: is it right, and which way is fastest at which size?
+
+    python benchmarks/all_reduce_check.py --gpus 4 --out all_reduce.json     (under a minute)
+
+Every way is checked against plain torch, then timed inside a CUDA graph of several calls: `fused`
+(one kernel), `two_shot` (in place, then the norm), `copied` (symmetric memory as for any tensor, then
+the norm), `nccl` (then the norm); `exchange` is the pairs of a choice of tokens. Prints what
+FUSED_BYTES in hpcserve/distributed/comm_symm_mem.py should be; the last line printed is the JSON.
+With --device cpu it runs what a CPU has, over gloo, to try the program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+HIDDEN = 8192
+CALLS = 20
+REPLAYS = 20
+EPS = 1e-5
+
+Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def ways_of(comm, tp, *, copies: bool) -> dict[str, Way]:
+    """name -> (this rank's part, residual, weight) -> (normed, total).
+
+    copies: False leaves parts in the communicator's memory as they are, since a matrix product
+    would have made them there: for timing alone.
+    """
+    from hpcserve.layers.norm import RMSNorm
+    from hpcserve.ops.norm import add_rms_norm
+
+    def placed(x: torch.Tensor) -> torch.Tensor:
+        """As a matrix product leaves it: in the communicator's own memory."""
+        out = comm.part(tuple(x.shape), x.dtype, x.device)
+        if out is None:
+            return x.clone()
+        return out.copy_(x) if copies else out
+
+    def fused(x, residual, weight):
+        norm = RMSNorm(x.shape[-1], EPS)
+        norm.weight.data = weight
+        return norm.add_sum(placed(x), residual, tp)
+
+    def two_shot(x, residual, weight):
+        return add_rms_norm(comm.all_reduce(placed(x)), residual, weight, EPS)
+
+    def copied(x, residual, weight):
+        return add_rms_norm(comm.all_reduce(x.clone() if copies else x), residual, weight, EPS)
+
+    def nccl(x, residual, weight):
+        summed = x.clone() if copies else x
+        dist.all_reduce(summed)
+        return add_rms_norm(summed, residual, weight, EPS)
+
+    return {"fused": fused, "two_shot": two_shot, "copied": copied, "nccl": nccl}
+
+
+def is_right(way: Way, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> bool:
+    from hpcserve.kernels.comm import reference
+
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    wanted = reference.sum_add_rms_norm(parts, residual, weight, EPS)
+    for _ in range(3):  # the memory is used in turn
+        found = way(x, residual, weight)
+        if not all(
+            torch.allclose(one.float(), other.float(), rtol=2e-2, atol=5e-2)
+            for one, other in zip(found, wanted, strict=True)
+        ):
+            return False
+    return True
+
+
+def microseconds(call: Callable[[], object], device: torch.device) -> float:
+    """Of one call: a graph of CALLS on a GPU, the clock elsewhere."""
+    if device.type == "cpu":
+        started = time.perf_counter()
+        call()
+        return (time.perf_counter() - started) * 1e6
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        kept = [call() for _ in range(CALLS)]
+    times = []
+    for _ in range(REPLAYS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        dist.barrier()
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1000 / CALLS)
+    del kept
+    return statistics.median(times)
+
+
+def rank_main(rank: int, args: argparse.Namespace) -> None:
+    on_gpu = args.device == "cuda"
+    device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        init_method=f"tcp://127.0.0.1:{args.port}",
+        rank=rank,
+        world_size=args.gpus,
+        device_id=device if on_gpu else None,
+    )
+    with torch.inference_mode():
+        rows = measure_all(rank, args, device)
+    if rank == 0 and args.out:
+        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    if rank == 0:
+        print(json.dumps(rows), flush=True)
+    dist.barrier()
+    os._exit(0 if all(row["ok"] for row in rows) else 1)
+
+
+def measure_all(rank: int, args: argparse.Namespace, device: torch.device) -> list[dict]:
+    from hpcserve.distributed.comm_torch import TorchComm
+    from hpcserve.distributed.parallel_state import TensorParallel
+
+    group = dist.new_group(list(range(args.gpus)))
+    if device.type == "cuda":
+        from hpcserve.distributed.comm_symm_mem import SymmMemComm
+
+        comm = SymmMemComm(group, device)
+        comm._fused_bytes = 8 << 20  # everything: where it stops to pay is the question
+    else:
+        comm = TorchComm(group)
+    tp = TensorParallel(rank, args.gpus, comm)
+    checked, timed, found = ways_of(comm, tp, copies=True), ways_of(comm, tp, copies=False), []
+    for rows in args.rows:
+        own = torch.Generator(device).manual_seed(rank)
+        same = torch.Generator(device).manual_seed(99)
+        x = torch.randn(rows, HIDDEN, generator=own, device=device).to(torch.bfloat16)
+        residual = torch.randn(rows, HIDDEN, generator=same, device=device).to(torch.bfloat16)
+        weight = torch.randn(HIDDEN, generator=same, device=device).to(torch.bfloat16)
+        pairs = torch.randn(rows, 2, generator=own, device=device)
+        row = {"gpus": args.gpus, "rows": rows, "bytes": rows * HIDDEN * 2, "ok": True}
+        for name, way in timed.items():
+            row["ok"] &= is_right(checked[name], x, residual, weight)
+            comm.settle()
+            again = x.clone()  # some ways sum into it, again and again
+            row[name] = round(microseconds(partial(way, again, residual, weight), device), 2)
+            comm.settle()
+        exchange = partial(tp.all_gather_first, pairs.unsqueeze(0))
+        row["exchange"] = round(microseconds(exchange, device), 2)
+        found.append(row)
+        if rank == 0:
+            print(json.dumps(row), file=sys.stderr, flush=True)
+    if rank == 0:
+        best = [row["bytes"] for row in found if row["fused"] <= row["two_shot"]]
+        print(f"FUSED_BYTES[{args.gpus}] = {max(best, default=0)}", file=sys.stderr)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpus", type=int, default=2)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
+    parser.add_argument("--port", type=int, default=29533)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    try:
+        mp.start_processes(rank_main, (args,), nprocs=args.gpus)
+    except mp.ProcessExitedException as failed:
+        print(f"error: {failed}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Tune the small-M linears of one rank of a tensor-parallel group, and write the table.
+
+    python benchmarks/kernels/tune_rank_layer.py --shape llama-3.1-70b --tp 4 8 --out tuned.json
+
+One GPU, no other ranks: a rank's slices of a decoder layer run where they run in the engine, between
+norms and attention, in a captured chain (see tune_decode_layer.py). The output head is its slice of
+the vocabulary. --out is kernels/gemm/tuned.json where nothing else is said: the engine reads that
+file, on top of tuned.py. What the file says of other shapes stays. Under three minutes for both
+sizes on an H200 (estimated: its parts were timed for Llama-3.1-8B). --dry-run runs every step but
+the timing, without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+import torch  # noqa: E402
+from tune_decode_layer import (  # noqa: E402
+    CONFIGS,
+    MARGIN,
+    Chain,
+    Setting,
+    Shape,
+    compile_all,
+    first_setting,
+    product,
+    tune,
+)
+
+from hpcserve.bench.stand_in import SHAPES  # noqa: E402
+from hpcserve.kernels.gemm import small_m_triton  # noqa: E402
+
+#: (rows, N, K) -> configuration or None, of plain linears and of those that end with silu and mul.
+Tables = dict[str, dict[tuple[int, int, int], Any]]
+
+TABLE_FILE = ROOT / "kernels" / "gemm" / "tuned.json"
+
+
+def rank_shape(name: str, tp: int) -> Shape:
+    """A rank's part of a layer."""
+    model = SHAPES[name]
+    heads = model["num_attention_heads"]
+    return Shape(
+        hidden=model["hidden_size"],
+        intermediate=model["intermediate_size"] // tp,
+        heads=heads // tp,
+        kv_heads=max(1, model["num_key_value_heads"] // tp),
+        dim=model.get("head_dim", model["hidden_size"] // heads),
+    )
+
+
+def entries(shape: Shape, rows: int, setting: Setting) -> Tables:
+    """What a tuned layer says for the tables; None where cuBLAS does best."""
+    found: Tables = {"linear": {}, "gated": {}}
+    for name, size in shape.sizes.items():
+        config = setting.configs.get(name)
+        gated = name == "gate_up" and setting.gated
+        found["linear"][(rows, *size)] = None if gated else config
+        if name == "gate_up":
+            found["gated"][(rows, *size)] = config if gated else None
+    return found
+
+
+def head_config(vocab: int, hidden: int, rows: int) -> Any:
+    """The fastest configuration of the head's slice, None for cuBLAS."""
+    from harness import measure
+
+    weights = [torch.randn(vocab, hidden, device="cuda").bfloat16() / 64 for _ in range(2)]
+    x = torch.randn(rows, hidden, device="cuda").bfloat16()
+    best, best_us = None, measure(lambda x, w: product(None, x, w), [(x, w) for w in weights])
+    for config in CONFIGS:
+        if not small_m_triton.fits(config, vocab, hidden):
+            continue
+        us = measure(lambda x, w, c=config: product(c, x, w), [(x, w) for w in weights])
+        if us < best_us * MARGIN:
+            best, best_us = config, us
+    print(f"rows {rows} head {vocab} x {hidden}: {best} {best_us:.2f} us", flush=True)
+    return best
+
+
+def tune_rank(name: str, tp: int, all_rows: list[int], context: int) -> Tables:
+    shape, weights, log = rank_shape(name, tp), None, []
+    tables: Tables = {"linear": {}, "gated": {}}
+    vocab = -(-SHAPES[name]["vocab_size"] // tp)
+    for rows in all_rows:
+        chain = Chain(shape, rows, context, weights)
+        weights = chain.weights
+        start = first_setting(shape, rows)
+        print(f"{name} tp {tp}, rows {rows}: {chain.measure(Setting()):.2f} us a layer with cuBLAS")
+        best = tune(chain, start, log)
+        for kind, found in entries(shape, rows, best).items():
+            tables[kind] |= found
+        head = head_config(vocab, shape.hidden, rows)
+        tables["linear"][rows, vocab, shape.hidden] = head
+        print(f"{name} tp {tp}, rows {rows}: {chain.measure(best):.2f} us a layer", flush=True)
+    return tables
+
+
+def merged(old: dict[str, Any], device: str, tables: Tables) -> dict[str, Any]:
+    """The file's content with a device's new entries in place of its old ones."""
+    kept = old.get(device, {})
+    new: dict[str, list[Any]] = {}
+    for kind in ("linear", "gated"):
+        whole = {tuple(key): config for key, config in kept.get(kind, [])}
+        whole |= tables[kind]
+        new[kind] = [
+            [list(key), list(config)] for key, config in sorted(whole.items()) if config is not None
+        ]
+    return {**old, device: new}
+
+
+def write(path: Path, device: str, tables: Tables) -> None:
+    old = json.loads(path.read_text()) if path.exists() else {}
+    lines = json.dumps(merged(old, device, tables), indent=1)
+    path.write_text(lines + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="llama-3.1-70b", choices=sorted(SHAPES))
+    parser.add_argument("--tp", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--out", type=Path, default=TABLE_FILE)
+    parser.add_argument("--dry-run", action="store_true")
+    args = parser.parse_args()
+    if args.dry_run:
+        for tp in args.tp:
+            print(f"tp {tp}: {rank_shape(args.shape, tp).sizes}")
+        return 0
+    compile_all()
+    for tp in args.tp:
+        tables = tune_rank(args.shape, tp, args.rows, args.context)
+        write(args.out, torch.cuda.get_device_name(), tables)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

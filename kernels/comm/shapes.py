@@ -1,0 +1,5 @@
+"""Cases of sum_add_rms_norm: (ranks, rows, H)."""
+
+SMALL = [(2, 1, 64), (3, 4, 80), (4, 2, 128), (8, 3, 64)]
+#: A 70B model's hidden states.
+FULL = [(ranks, rows, 8192) for ranks in (2, 4, 8) for rows in (1, 2, 4, 8, 16, 32, 64)]

@@ -1,0 +1,28 @@
+"""What the launcher reads from an engine's command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from hpcserve.errors import ConfigError
+from hpcserve.launcher.engine_command import parallel_of
+
+
+@pytest.mark.parametrize(
+    ("line", "sizes"),
+    [
+        ("serve some/model --tp 2 --dp=3", (2, 1, 3, 1)),
+        ("--tensor-parallel-size 4 --enable-expert-parallel", (4, 1, 1, 4)),
+        ("--dp 2 --ep 2 --enable-dp-attention --port 1", (1, 1, 2, 2)),
+        ("--dp 4 --tp 2 --enable-dp-attention --enable-expert-parallel", (2, 1, 4, 8)),
+    ],
+)
+def test_layout_of_a_command_line(line, sizes):
+    found = parallel_of(line.split())
+    assert (found.tp_size, found.pp_size, found.dp_size, found.expert_size) == sizes
+
+
+@pytest.mark.parametrize("line", ["--tp two", "--tp", "--dp 2 --ep 2", "--enable-dp-attention"])
+def test_one_that_cannot_be_is_refused(line):
+    with pytest.raises(ConfigError):
+        parallel_of(line.split())
