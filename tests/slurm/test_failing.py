@@ -132,12 +132,12 @@ def test_a_full_disk_does_not_end_a_server(site, small_disk):
     job.until("finished")
 
 
-def test_answers_and_status_go_on_while_slurmctld_is_down(site):
+def test_answers_and_status_go_on_while_slurmctld_is_down_for_a_minute(site):
     job = site.submit("--nodes", "2", "--tp", "2")
     job.wait()
     site.slurm.stop_controller()
     try:
-        time.sleep(6)  # longer than a heartbeat
+        time.sleep(61)  # than which no heartbeat may be older
         assert job.ask()[0] == 200
         said = job.status()
         assert (said["state"], said["slurm_state"]) == ("ready", None)
