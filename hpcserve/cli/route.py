@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,7 @@ def command(job: str, host: str, port: int, patience: float) -> None:
     ref = find(job)
     refs = servers_of(ref)
     setup_logging(role=f"route {ref.job_id}")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_route(ref, refs, host, port, patience))
+    asyncio.run(_route(ref, refs, host, port, patience))
 
 
 async def _route(
@@ -62,7 +62,11 @@ async def _route(
         click.echo(
             f"in front of {front.num_ready} of {len(refs)} servers of job {ref.job_id}", err=True
         )
-        await server.serve_forever()
+        ended = asyncio.Event()
+        # Set by us: a shell's background jobs are started with Ctrl-C ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, ended.set)
+        await ended.wait()
 
 
 def _ready(refs: Sequence[JobRef]) -> list[Backend]:

@@ -17,6 +17,7 @@ import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from hpcserve.ipc.closing import LINGER_MS, close_in_time
 from hpcserve.ipc.codec import Decoder, encode
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.ipc.messages import CoreMessage, EngineDead, FrontendMessage, Ready
@@ -25,8 +26,6 @@ from hpcserve.log import get_logger
 logger = get_logger(__name__)
 
 _GREETING = b""
-#: How long a closing side waits for its last messages to leave.
-LINGER_MS = 2000
 #: How long a core that dies early waits for somebody to tell it to.
 _AUDIENCE_TIMEOUT_S = 2.0
 #: Messages handled per turn of the event loop, so that a burst cannot starve other tasks.
@@ -86,8 +85,7 @@ class CoreChannel:
     def close(self) -> None:
         """Let the last messages leave, then free the socket (and its file)."""
         if not self._socket.closed:
-            self._socket.close(linger=LINGER_MS)
-            self._context.term()
+            close_in_time(self._socket, self._context)
 
     def _await_audience(self) -> None:
         deadline = time.monotonic() + _AUDIENCE_TIMEOUT_S
@@ -173,8 +171,7 @@ class FrontendChannel:
             self._loop.remove_reader(self._monitor.FD)
             self._socket.disable_monitor()
             self._monitor.close()
-            self._socket.close(linger=linger_ms)
-            self._context.term()
+            close_in_time(self._socket, self._context, linger_ms)
 
     def _send(self, data: bytes) -> None:
         self._socket.send(data, zmq.NOBLOCK)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 import zmq
 
-from hpcserve.ipc.channel import LINGER_MS
+from hpcserve.ipc.closing import close_in_time
 from hpcserve.ipc.codec import Decoder, encode
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.ipc.messages import FromWorker, ToWorker
@@ -66,8 +66,7 @@ class ExecutorChannel:
 
     def close(self) -> None:
         if not self._socket.closed:
-            self._socket.close(linger=LINGER_MS)
-            self._context.term()
+            close_in_time(self._socket, self._context)
 
 
 class WorkerSocket:
@@ -94,8 +93,7 @@ class WorkerSocket:
 
     def close(self) -> None:
         if not self._socket.closed:
-            self._socket.close(linger=LINGER_MS)
-            self._context.term()
+            close_in_time(self._socket, self._context)
 
 
 def _identity(token: bytes, rank: int, socket: bytes) -> bytes:
