@@ -103,8 +103,9 @@ class JobRecord:
     def _write(self) -> None:
         self._next_beat = time.monotonic() + HEARTBEAT_S
         content = {**self._content, "heartbeat_at": time.time(), "end_time": self._end_time_s}
-        self._safely(lambda: write_beat(self._job_dir.state, content))
+        # The address first: who reads "ready" looks for it at once.
         self._safely(self._write_endpoint)
+        self._safely(lambda: write_beat(self._job_dir.state, content))
 
     def _write_endpoint(self) -> None:
         if self._server is None:
