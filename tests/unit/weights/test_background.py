@@ -33,7 +33,7 @@ class Held:
     def tensors(self, file):
         for name, tensor in self._tensors(file):
             if len(self.names) == 3 and _is_loading():
-                assert self.go_on.wait(60)
+                assert self.go_on.wait(30)
             self.names.append(name)
             yield name, tensor
 
@@ -108,6 +108,7 @@ def test_a_start_that_fails_elsewhere_reads_no_further(made, held, monkeypatch):
     with pytest.raises(ConfigError, match="no room"):
         _worker(made)
     assert not _is_reading()
+    assert held.go_on.is_set()
     assert len(held.names) <= 4
 
 
