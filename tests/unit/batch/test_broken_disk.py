@@ -39,9 +39,10 @@ class Disk:
         # Python 3.10's pathlib took these calls when it was imported.
         bound = getattr(pathlib, "_NormalAccessor", None)
         for name in CALLS:
-            watched = self._wrapped(name, getattr(os, name))
+            call = getattr(os, name)
+            watched = self._wrapped(name, call)
             monkeypatch.setattr(os, name, watched)
-            if hasattr(bound, name):
+            if getattr(bound, name, None) is call:
                 monkeypatch.setattr(bound, name, staticmethod(watched))
 
     @contextmanager
