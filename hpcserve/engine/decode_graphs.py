@@ -39,7 +39,7 @@ def ladder(max_rows: int) -> list[int]:
 
 @dataclass(frozen=True)
 class DecodeOutputs:
-    """In the graph's own memory: valid until the next replay, token_ids for num_turns of them.
+    """In the graphs' own memory: valid until the next replay, token_ids for num_turns of them.
 
     hidden: [num_rows, hidden_size].  logits: this rank's part; None on a stage that is not the
     last.  token_ids: int64[num_rows], the logits' argmax on the last stage.
@@ -138,6 +138,9 @@ class DecodeGraphs:
         self._graphs: dict[tuple[int, int], _Captured] = {}
         self._recorder = make_recorder(batch.device)
         self._turn = 0
+        # [max_rows, this rank's part of the vocabulary], where every graph puts its logits: they
+        # are those of the graph that was captured first, the largest.
+        self._logits: torch.Tensor | None = None
 
     @property
     def max_rows(self) -> int:
@@ -147,7 +150,9 @@ class DecodeGraphs:
         """Capture every size, largest first, so that the smaller ones fit in its memory."""
         for size in reversed(self._sizes):
             for variant in range(self._backend.graph_variants(size)):
-                self._capture(size, variant)
+                outputs = self._capture(size, variant)
+                if self._logits is None and outputs.logits is not None:
+                    self._logits = outputs.logits.logits
 
     def run(
         self,
@@ -192,7 +197,7 @@ class DecodeGraphs:
             outputs.positions[:rows],
         )
 
-    def _capture(self, size: int, variant: int) -> None:
+    def _capture(self, size: int, variant: int) -> ForwardOutputs:
         # The rows of the warm-up are padding: they run every kernel and write nothing.
         inputs = torch.zeros(2 * size + 1, dtype=torch.int32, device=self._batch.device)
         inputs[:size] = _PADDING_SLOT
@@ -200,6 +205,7 @@ class DecodeGraphs:
         self._replicas.counts = [size] * self._replicas.size
         outputs, replay = self._recorder.capture(lambda: self._forward(inputs, token_ids, variant))
         self._graphs[size, variant] = _Captured(replay, inputs, token_ids, outputs, inputs[:size])
+        return outputs
 
     def _forward(
         self, inputs: torch.Tensor, token_ids: torch.Tensor, variant: int
@@ -230,7 +236,8 @@ class DecodeGraphs:
         hidden = self._model(input_ids, positions, ctx, input_embeds=embeds)
         if not self._makes_logits:
             return ForwardOutputs(hidden, None, seq_lens)
-        logits = self._model.logit_shard(hidden)
+        out = None if self._logits is None else self._logits[:size]
+        logits = self._model.logit_shard(hidden, out)
         places = (batch.token_buffer, slots, seq_lens, token_ids, turn)
         if logits.is_whole:
             store_argmax(logits.logits, *places)
