@@ -40,6 +40,7 @@ from hpcserve.protocol.adapter import (
 )
 from hpcserve.protocol.body import SamplingBody, parse_body
 from hpcserve.protocol.openai import ChatBody, CompletionBody
+from hpcserve.protocol.prompt_field import blames
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 _NO_SAMPLING = {"model", "stream", "stream_options", "rid", "messages", "prompt"}
@@ -79,7 +80,7 @@ class ClientPreparer:
         num_tokens = sum(map(_num_tokens, inputs))
         prefix = ids[0][:_PREFIX_TOKENS].tobytes() if ids else b""
         if not (getattr(parsed, "echo", False) or getattr(parsed, "separate_reasoning", False)):
-            inputs = [EngineInput([], one.params, one.priority) for one in inputs]
+            inputs = [EngineInput([], one.params, one.priority, field=one.field) for one in inputs]
         return PreparedRequest(num_tokens, _Prepared(parsed, inputs, ids), prefix)
 
 
@@ -136,7 +137,8 @@ class ClientEngine:
 
     async def _complete(self, ids: Int32Array, one: EngineInput) -> RequestOutput:
         # A row's `rid` is left out: two rows may have the same.
-        return await self._client.complete(ids, one.params, priority=one.priority)
+        with blames(one.field):
+            return await self._client.complete(ids, one.params, priority=one.priority)
 
     def _body(self, prepared: _Prepared, outputs: list[RequestOutput]) -> Any:
         body, inputs = prepared.body, prepared.inputs

@@ -18,6 +18,7 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.config.generation import sampling_defaults
 from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls, Replies
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
+from hpcserve.engine.observer import EngineObserver
 from hpcserve.engine.open_request import OpenRequest
 from hpcserve.engine.output_processor import OutputProcessor
 from hpcserve.engine.pace import Pace
@@ -50,7 +51,13 @@ from hpcserve.scheduler.lockstep import total_stats
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 # Faces import the engine from here alone.
-__all__ = ["CORE_MODULE", "EngineClient", "ReplicaStatus", "RequestStream"]
+__all__ = [
+    "CORE_MODULE",
+    "EngineClient",
+    "OpenRequest",
+    "ReplicaStatus",
+    "RequestStream",
+]
 
 #: Writing a trace takes longer than anything else.
 _PROFILE_TIMEOUT_S = 600.0
@@ -199,6 +206,15 @@ class EngineClient(AbstractAsyncContextManager["EngineClient"]):
         """How fast answers are made."""
         return self._processor.pace
 
+    @property
+    def last_token_s(self) -> float:
+        """When the engine gave a token last, of any request; by time.perf_counter."""
+        return self._processor.last_token_s
+
+    def observe(self, observer: EngineObserver) -> None:
+        """Tell `observer` how requests fare from now on."""
+        self._processor.observer = observer
+
     async def drain(self, timeout_s: float) -> int:
         """Take no more requests and let the running ones end; abort those that take longer.
 
@@ -249,6 +265,7 @@ class EngineClient(AbstractAsyncContextManager["EngineClient"]):
         stream = RequestStream(request, self._close_request)
         replica = self._replicas.choose(ids)
         self._homes[name] = replica
+        request.replica = replica.index
         replica.num_open += 1
         self._streams[name] = stream
         self._idle.clear()
@@ -324,9 +341,14 @@ class EngineClient(AbstractAsyncContextManager["EngineClient"]):
             raise EngineError("the engine gave no statistics")
         return total_stats(stats)
 
-    async def replica_status(self) -> list[ReplicaStatus]:
-        """How each replica is; those that are away give no gauges."""
-        return self._replicas.status(await self._ask("stats"))
+    async def replica_status(self, timeout_s: float = CALL_TIMEOUT_S) -> list[ReplicaStatus]:
+        """How each replica is; those that are away, or do not answer in time, give no gauges.
+
+        Raises EngineDeadError when all are gone.
+        """
+        self._replicas.check_alive()
+        asked = self._calls.ask_each(self._replicas.members, "stats", timeout_s=timeout_s)
+        return self._replicas.status(await asked)
 
     def drain_replica(self, index: int) -> None:
         """Give a replica no more requests; it is drained when its open ones have ended.
@@ -363,7 +385,7 @@ class EngineClient(AbstractAsyncContextManager["EngineClient"]):
         self, replica: Replica, message: EngineCoreOutputs | RequestFailed | ControlReply
     ) -> None:
         if isinstance(message, EngineCoreOutputs):
-            stopped = self._processor.process(message)
+            stopped = self._processor.process(message, replica.index)
             if stopped:
                 replica.send(AbortRequests(stopped))
             self._forget_finished()

@@ -19,6 +19,7 @@ from hpcserve.protocol.grammars import after_thinking
 from hpcserve.protocol.logprobs import chat_logprobs, completion_logprobs, native_logprobs
 from hpcserve.protocol.markers import THINK, ReasoningSplitter, ToolCallSplitter
 from hpcserve.protocol.openai import ChatBody, CompletionBody
+from hpcserve.protocol.prompt_field import PROMPT, blames
 from hpcserve.protocol.responses import (
     ChatChoice,
     ChatMessage,
@@ -40,6 +41,7 @@ class EngineInput:
     """One prompt, ready for EngineClient.
 
     name: what the client calls it, if it does.  text: the prompt as text, where it is known.
+    field: of the body, that the prompt came from.
     """
 
     prompt_token_ids: list[int]
@@ -47,6 +49,7 @@ class EngineInput:
     priority: int = 0
     name: str | None = None
     text: str | None = None
+    field: str = PROMPT
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,9 @@ def chat_input(
         if inside or body.separate_reasoning:
             found = after_thinking(params.grammar, inside=inside)
             params = msgspec.structs.replace(params, grammar=found)
-    ids = tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
-    return EngineInput(ids, params, body.priority or 0, body.rid, text)
+    with blames("messages"):
+        ids = tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
+    return EngineInput(ids, params, body.priority or 0, body.rid, text, "messages")
 
 
 def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
@@ -262,7 +266,8 @@ def generate_inputs(body: GenerateBody, tokenizer: Tokenizer) -> list[EngineInpu
     params = body.params_of_each(len(prompts))
     given = body.rid if isinstance(body.rid, list) else None
     names = body.of_each("rid", len(prompts)) if given or body.is_single else [None] * len(prompts)
-    encoded = _encoded(prompts, tokenizer)
+    with blames(body.prompt_field):
+        encoded = _encoded(prompts, tokenizer)
     return [
         EngineInput(
             next(encoded) if isinstance(prompt, str) else prompt,
@@ -270,6 +275,7 @@ def generate_inputs(body: GenerateBody, tokenizer: Tokenizer) -> list[EngineInpu
             body.priority or 0,
             name,
             prompt if isinstance(prompt, str) else None,
+            body.prompt_field,
         )
         for prompt, its_params, name in zip(prompts, params, names, strict=True)
     ]

@@ -96,14 +96,18 @@ class GenerateBody(BaseModel):
             return isinstance(self.text, str)
         return bool(self.input_ids) and isinstance((self.input_ids or [0])[0], int)
 
+    @property
+    def prompt_field(self) -> str:
+        """The field that was given."""
+        return "input_ids" if self.text is None else "text"
+
     def prompts(self) -> list[str | list[int]]:
         """One entry per prompt. Raises InvalidParameterError."""
         if (self.text is None) == (self.input_ids is None):
             raise InvalidParameterError("text", "give either text or input_ids")
         given: Any = self.input_ids if self.text is None else self.text
         if not given:
-            name = "input_ids" if self.text is None else "text"
-            raise InvalidParameterError(name, "it is empty")
+            raise InvalidParameterError(self.prompt_field, "it is empty")
         return [given] if self.is_single else list(given)
 
     def of_each(self, name: str, count: int) -> list[Any]:

@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from hpcserve.engine.client import RequestStream
 from hpcserve.outputs import RequestOutput
 from hpcserve.protocol.adapter import EngineInput
+from hpcserve.protocol.prompt_field import blames
 from hpcserve.server.context import ServerContext
 from hpcserve.server.disconnect import all_or_none, until_disconnect
 from hpcserve.server.sse import OpenStreams
@@ -56,6 +57,7 @@ async def stream_all(
 def _check(context: ServerContext, prompts: list[EngineInput]) -> None:
     """Raises what refuses one of the prompts, before any of them runs."""
     for prompt in prompts:
-        context.client.check(prompt.prompt_token_ids, prompt.params)
+        with blames(prompt.field):
+            context.client.check(prompt.prompt_token_ids, prompt.params)
     pace = context.client.pace
     context.time_left.check(max(pace.seconds_for(prompt.params) for prompt in prompts))

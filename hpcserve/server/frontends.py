@@ -13,6 +13,7 @@ import json
 import signal
 import socket
 import sys
+import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
 from typing import Any
@@ -28,6 +29,7 @@ from hpcserve.log import get_logger
 from hpcserve.server.run import (
     FORWARDED,
     INTERRUPTED,
+    METRICS_FOLDER,
     log_sampling_defaults,
     serving_line,
     startup_line,
@@ -45,10 +47,16 @@ _STOP_S = 10.0
 
 
 class Frontend:
-    """One HTTP process and the socket it listens on, which outlives it."""
+    """One HTTP process and the socket it listens on, which outlives it.
 
-    def __init__(self, index: int, order: dict[str, object], listener: socket.socket) -> None:
+    metrics: the folder where all of them, and those that were there before, leave their counts.
+    """
+
+    def __init__(
+        self, index: int, order: dict[str, object], listener: socket.socket, metrics: str
+    ) -> None:
         self.index = index
+        self._metrics = metrics
         self._order = {**order, "index": index, "listener": listener.fileno()}
         self._listener = listener
         self._process: Process | None = None
@@ -65,7 +73,7 @@ class Frontend:
             stdout=PIPE,
             pass_fds=[self._listener.fileno()],
             start_new_session=True,  # Ctrl-C is passed on by us
-            env=child_environment(),
+            env={**child_environment(), METRICS_FOLDER: self._metrics},
         )
         self.tell(json.dumps(self._order))
 
@@ -144,7 +152,8 @@ async def serve_frontends(
         "engine": config.to_options(),
         "server": dataclasses.asdict(options),
     }
-    frontends = [Frontend(index, order, one) for index, one in enumerate(listeners)]
+    metrics = tempfile.TemporaryDirectory(prefix="hpcserve-metrics-")
+    frontends = [Frontend(index, order, one, metrics.name) for index, one in enumerate(listeners)]
     signals = _Signals(frontends)
     try:
         for frontend in frontends:
@@ -162,6 +171,7 @@ async def serve_frontends(
             raise
     finally:
         await asyncio.gather(*(frontend.end() for frontend in frontends))
+        metrics.cleanup()
     return signals.exit_code
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -46,11 +47,8 @@ async def serve_client(
 
     Raises EngineDeadError.
     """
-    app = create_app(
-        client,
-        model_name=options.served_model_name,
-        api_key=options.api_key or envs.HPCSERVE_API_KEY.get(),
-    )
+    api_key = options.api_key or envs.HPCSERVE_API_KEY.get()
+    app = create_app(client, dataclasses.replace(options, api_key=api_key))
     server = _Server(uvicorn_config(app))
     shutdown.serves(server, client)
     watch = asyncio.ensure_future(_stop_when_dead(client, server))

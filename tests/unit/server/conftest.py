@@ -9,10 +9,13 @@ import pytest
 import uvicorn
 
 from hpcserve.config.engine import EngineConfig
+from hpcserve.config.server import ServerConfig
+from hpcserve.engine.client import EngineClient
 from hpcserve.fake_engine import FakeCore, fake_engine, write_byte_tokenizer
 from hpcserve.server.app import create_app
 from hpcserve.server.http import uvicorn_config
 from hpcserve.server.run import bind
+from hpcserve.tokenizer.tokenizer import Tokenizer
 
 SERVE = """
 import sys
@@ -78,7 +81,7 @@ async def _serve(folder, core, real, **options):
     folder.mkdir(exist_ok=True)
     config = EngineConfig.from_options({"model": str(folder)})
     async with fake_engine(core, folder, config) as client:
-        app = create_app(client, **options)
+        app = create_app(client, ServerConfig(**options))
         if not real:
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -105,6 +108,28 @@ def serve(tmp_path):
             core = FakeCore(**core_options)
             async with _serve(tmp_path / "byte-model", core, real, **(server or {})) as served:
                 await asyncio.wait_for(scenario(served), 60)
+
+        asyncio.run(main())
+
+    return run
+
+
+@pytest.fixture
+def with_replicas(tmp_path):
+    """Run `scenario(served)` against a server over two cores, processes of the given life."""
+
+    def run(scenario, life=0, dp=2):
+        async def main():
+            options = {"model": str(tmp_path), "dp": dp, "random_seed": life}
+            tokenizer = Tokenizer.load(write_byte_tokenizer(tmp_path))
+            client = await EngineClient.start(
+                EngineConfig.from_options(options), tokenizer, module="hpcserve.fake_engine"
+            )
+            async with client:
+                transport = httpx.ASGITransport(create_app(client))
+                async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                    served = Served(http, client, None, "http://test")
+                    await asyncio.wait_for(scenario(served), 60)
 
         asyncio.run(main())
 

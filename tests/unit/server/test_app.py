@@ -18,7 +18,7 @@ def test_models(serve):
         assert missing.status_code == 404
         assert missing.json()["error"]["code"] == "model_not_found"
 
-    serve(scenario, server={"model_name": "nice"})
+    serve(scenario, server={"served_model_name": "nice"})
 
 
 def test_information(serve):
