@@ -107,17 +107,14 @@ class TorchSDPABackend(AttentionBackend):
             width = int(pages_each[start:stop].max())
             hidden = np.arange(width * self.page_size) >= lengths[start:stop, None]
             mask = np.where(hidden, np.float32(-np.inf), np.float32(0.0))
-            # Copies of the first page are the row's own to the end, but where it is the last.
-            own = (pages_each[start:stop, None] > 1) & (
-                np.arange(width).repeat(self.page_size) != pages_each[start:stop, None] - 1
-            )
+            foreign = hidden & ~_is_own(pages_each[start:stop, None], width, self.page_size)
             self._decodes.append(
                 DecodeGroup(
                     start,
                     stop,
                     table[start:stop, :width].flatten(),
                     torch.from_numpy(mask).to(device)[:, None, None],
-                    torch.from_numpy(np.flatnonzero(hidden & ~own)).to(device),
+                    torch.from_numpy(np.flatnonzero(foreign)).to(device),
                 )
             )
 
@@ -238,6 +235,16 @@ class TorchSDPABackend(AttentionBackend):
         torch.index_select(k_rows, 0, pages, out=k)
         torch.index_select(v_rows, 0, pages, out=v)
         return k, v
+
+
+def _is_own(pages_each: npt.NDArray[np.int64], width: int, page_size: int) -> npt.NDArray[np.bool_]:
+    """bool[n, width * page_size]: False in each row's last page, True in all others.
+
+    Those behind it are copies of the first: its own to the end, but where it is the last itself.
+    """
+    last = np.arange(width).repeat(page_size) == pages_each - 1
+    found: npt.NDArray[np.bool_] = ~last & (pages_each > 1)
+    return found
 
 
 EntryClass = TorchSDPABackend

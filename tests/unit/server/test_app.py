@@ -52,6 +52,63 @@ def test_health(serve):
     serve(scenario)
 
 
+def test_a_busy_engine_is_healthy(serve, monkeypatch):
+    """Others get tokens, though this request is refused for the length of the queue."""
+
+    async def scenario(served):
+        endless = {"text": "a", "sampling_params": {"ignore_eos": True, "max_new_tokens": 4000}}
+        running = asyncio.create_task(served.http.post("/generate", json=endless))
+        while not served.core.num_output_tokens:
+            await asyncio.sleep(0.01)
+        await served.post("/generate", {"text": "a"}, expect=503)
+        assert (await served.http.get("/health_generate")).status_code == 200
+        assert (await served.http.get("/health")).status_code == 200
+        await served.post("/abort_request", {"abort_all": True})
+        await running
+
+    serve(scenario, max_queued=1, step_delay_s=0.005)
+
+
+def test_an_engine_that_makes_no_token_is_not(serve, monkeypatch):
+    monkeypatch.setattr("hpcserve.server.health._GENERATE_TIMEOUT_S", 0.3)
+
+    async def scenario(served):
+        answer = await served.http.get("/health_generate")
+        assert answer.status_code == 503
+        assert "no token came" in answer.json()["error"]["message"]
+        assert (await served.http.get("/health")).status_code == 200
+
+    # A queue that is full of nothing: as if all that runs hung.
+    serve(scenario, max_queued=0)
+
+
+def test_errors_name_the_field_that_the_prompt_came_from(serve):
+    async def scenario(served):
+        def chat(text):
+            return {"messages": [{"role": "user", "content": text}]}
+
+        long, far_too_long = "a" * 5000, "a" * 50_000
+        for path, body, field in [
+            ("/v1/chat/completions", chat(long), "messages"),
+            ("/v1/chat/completions", chat(far_too_long), "messages"),
+            ("/v1/chat/completions", {**chat("a"), "max_tokens": 5000}, "messages"),
+            ("/v1/completions", {"prompt": long}, "prompt"),
+            ("/v1/completions", {"prompt": far_too_long}, "prompt"),
+            ("/v1/completions", {"prompt": [5000]}, "prompt"),
+            ("/generate", {"text": long}, "text"),
+            ("/generate", {"text": far_too_long}, "text"),
+            ("/generate", {"text": ""}, "text"),
+            ("/generate", {"input_ids": [1] * 5000}, "input_ids"),
+            ("/generate", {"input_ids": [5000]}, "input_ids"),
+        ]:
+            for stream in (False, True):
+                found = await served.post(path, {**body, "stream": stream}, expect=400)
+                assert found["error"]["param"] == field, (path, found)
+                assert not found["error"]["message"].startswith("prompt:") or field == "prompt"
+
+    serve(scenario)
+
+
 def test_flush(serve):
     async def scenario(served):
         assert (await served.http.post("/flush_cache")).status_code == 200
@@ -94,7 +151,9 @@ def test_malformed_requests(serve):
         found = await served.http.post("/generate", content=b'{"text": "a"}', headers=header)
         assert found.json()["text"] == "a"
         assert (await served.http.get("/nowhere")).json()["error"]["message"].startswith("GET /now")
-        assert (await served.http.get("/generate")).status_code == 405
+        wrong = await served.http.get("/generate")
+        assert wrong.status_code == 405
+        assert "POST" in wrong.headers["allow"]  # RFC 9110, 15.5.6
         assert (await served.http.get("/openapi.json")).status_code == 200
 
     serve(scenario)
