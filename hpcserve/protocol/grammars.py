@@ -207,7 +207,7 @@ def _modern(tag: Any) -> Any:
     if isinstance(tag, str):
         try:
             tag = json.loads(tag)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidParameterError(
                 "structural_tag", f"it is no valid JSON: {error}"
             ) from error

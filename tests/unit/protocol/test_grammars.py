@@ -53,6 +53,13 @@ def test_every_dialect(fields, expected):
     assert of_completion(**fields) == expected
 
 
+@pytest.mark.parametrize("name", ["json_schema", "guided_json", "structural_tag"])
+def test_json_nested_without_end_is_refused(name):
+    for text in ("[" * 100_000, '{"a":' * 100_000):
+        with pytest.raises(InvalidParameterError, match="no valid JSON"):
+            of_completion(**{name: text})
+
+
 def test_sglangs_native_fields():
     sampling = parse_body(GenerateSampling, {"json_schema": SCHEMA})
     params = sampling.to_params(logprobs=None, prompt_logprobs=None)
