@@ -287,6 +287,8 @@ def generate_response(
     """One entry per answer of prompt `number`."""
     found = []
     for answer in output.outputs:
+        if body.asks_only_prompt(number):
+            answer = _without_tokens(answer)
         meta = generate_meta(output, answer)
         if answer.logprobs is not None:
             texts = tokenizer if body.return_text_in_logprobs else None
@@ -295,6 +297,13 @@ def generate_response(
             meta |= _input_logprobs(body, number, output, texts)
         found.append({"text": answer.text, "output_ids": answer.token_ids, "meta_info": meta})
     return found
+
+
+def _without_tokens(answer: CompletionOutput) -> CompletionOutput:
+    """The answer to a client that wants none."""
+    ended = None if answer.finish_reason is None else "length"
+    logprobs: list[TokenLogprob] | None = None if answer.logprobs is None else []
+    return CompletionOutput(answer.index, "", [], ended, None, logprobs)
 
 
 def generate_meta(output: RequestOutput, answer: CompletionOutput) -> dict[str, Any]:

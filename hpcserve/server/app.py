@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
@@ -13,7 +14,7 @@ from hpcserve._version import __version__
 from hpcserve.config.server import ServerConfig
 from hpcserve.engine.client import EngineClient
 from hpcserve.engine.model_folder import served_name
-from hpcserve.errors import HpcserveError, RequestAbortedError
+from hpcserve.errors import HpcserveError, InvalidParameterError, RequestAbortedError
 from hpcserve.log import get_logger
 from hpcserve.server import (
     chat,
@@ -55,6 +56,7 @@ def create_app(client: EngineClient, options: ServerConfig | None = None) -> Fas
         app.include_router(part.router)
     app.add_exception_handler(HpcserveError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_wrong_path)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
     # What is added last comes first: a browser's question what it may send carries no key.
@@ -90,6 +92,14 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     response = json_response({"error": known}, error.status_code)
     response.headers.update(error.headers or {})  # which methods there are, for one
     return response
+
+
+async def _on_wrong_path(request: Request, error: Exception) -> Response:
+    """A part of a path that is of the wrong kind; bodies are checked by protocol."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    wrong = InvalidParameterError(str(first["loc"][-1]), str(first["msg"]))
+    return error_response(context_of(request), wrong)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 BACKLOG = 2048
+#: Longer than clients and proxies keep an idle connection (httpx: 5 s, most balancers: 60 s): whoever
+#: closes first must not be we, or a request may meet a connection that is just being closed.
+KEEP_ALIVE_S = 75
 #: Seconds that connections get to take the last bytes of what was drained or aborted.
 _LAST_BYTES_S = 3
 
@@ -76,4 +79,5 @@ def uvicorn_config(app: Any) -> uvicorn.Config:
         server_header=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=_LAST_BYTES_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )

@@ -159,6 +159,16 @@ def test_malformed_requests(serve):
     serve(scenario)
 
 
+def test_a_part_of_a_path_that_is_wrong(serve):
+    async def scenario(served):
+        for path in ("/replicas/first/drain", "/replicas/1.5/resume"):
+            found = await served.post(path, {}, expect=400)
+            assert set(found["error"]) == {"message", "type", "param", "code"}
+            assert found["error"]["param"] == "index"
+
+    serve(scenario)
+
+
 def test_api_key(serve):
     async def scenario(served):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "schlüssel"}):

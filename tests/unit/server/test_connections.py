@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from hpcserve.fake_engine import say
+from hpcserve.server.http import uvicorn_config
 
 USER = [{"role": "user", "content": "hi"}]
 ENDLESS = {"ignore_eos": True, "max_tokens": 3000}
@@ -81,6 +82,10 @@ def test_openai_client_sees_errors(serve):
                     pass
 
     serve(scenario, real=True, die_after_steps=20)
+
+
+def test_idle_connections_outlive_what_clients_keep_of_them():
+    assert uvicorn_config(None).timeout_keep_alive > max(httpx.Limits().keepalive_expiry, 60)
 
 
 def test_pieces_arrive_one_by_one(serve):

@@ -97,6 +97,33 @@ def test_logprobs(serve):
     serve(scenario)
 
 
+def test_the_prompt_alone(serve):
+    """What SGLang's clients ask to have texts scored."""
+
+    async def scenario(served):
+        body = {
+            "text": ["abc", "de"],
+            "sampling_params": {"max_new_tokens": 0},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+        }
+        whole = await served.post("/generate", body)
+        streamed = {chunk["index"]: chunk for chunk in await stream(served, body)}
+        for found in (whole, streamed):
+            for place, text in enumerate(body["text"]):
+                one, meta = found[place], found[place]["meta_info"]
+                assert (one["text"], one["output_ids"], meta["completion_tokens"]) == ("", [], 0)
+                assert meta["finish_reason"] == {"type": "length", "length": 0}
+                assert meta["output_token_logprobs"] == []
+                assert [entry[1] for entry in meta["input_token_logprobs"]] == list(text.encode())
+        # Of several prompts only those that ask for it.
+        mixed = [{"max_new_tokens": 0}, {"max_new_tokens": 1}]
+        found = await served.post("/generate", {**body, "sampling_params": mixed})
+        assert [one["text"] for one in found] == ["", "d"]
+
+    serve(scenario)
+
+
 def test_abort_by_rid(serve):
     async def scenario(served):
         endless = {"text": "a", "sampling_params": {"ignore_eos": True, "max_new_tokens": 4000}}
