@@ -268,7 +268,7 @@ async def fake_engine(
     with create_endpoint() as endpoint:
         thread = threading.Thread(target=core.run, args=(str(endpoint),), daemon=True)
         thread.start()
-        client = await EngineClient.connect(endpoint, tokenizer, config, timeout_s=10)
+        client = await EngineClient.connect(endpoint, tokenizer, config, timeout_s=60)
         try:
             yield client
         finally:

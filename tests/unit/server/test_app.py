@@ -52,21 +52,20 @@ def test_health(serve):
     serve(scenario)
 
 
-def test_a_busy_engine_is_healthy(serve, monkeypatch):
+def test_a_busy_engine_is_healthy(serve, until):
     """Others get tokens, though this request is refused for the length of the queue."""
 
     async def scenario(served):
         endless = {"text": "a", "sampling_params": {"ignore_eos": True, "max_new_tokens": 4000}}
         running = asyncio.create_task(served.http.post("/generate", json=endless))
-        while not served.core.num_output_tokens:
-            await asyncio.sleep(0.01)
+        await until(lambda: served.core.num_output_tokens)
         await served.post("/generate", {"text": "a"}, expect=503)
         assert (await served.http.get("/health_generate")).status_code == 200
         assert (await served.http.get("/health")).status_code == 200
         await served.post("/abort_request", {"abort_all": True})
         await running
 
-    serve(scenario, max_queued=1, step_delay_s=0.005)
+    serve(scenario, max_queued=1, step_delay_s=0.02)
 
 
 def test_an_engine_that_makes_no_token_is_not(serve, monkeypatch):
@@ -184,15 +183,19 @@ def test_api_key(serve):
     serve(scenario, server={"api_key": "schlüssel"})
 
 
-def test_full_queue(serve):
+def test_full_queue(serve, until):
     async def scenario(served):
-        body = {"text": "aaaaaaaa"}
-        posts = [served.http.post("/generate", json=body) for _ in range(5)]
-        found = await asyncio.gather(*posts)
-        assert sorted(f.status_code for f in found) == [200, 200, 503, 503, 503]
-        refused = next(f for f in found if f.status_code == 503)
-        assert refused.json()["error"]["code"] == "queue_full"
-        assert refused.headers["retry-after"] == "1"
+        endless = {"text": "a", "sampling_params": {"ignore_eos": True, "max_new_tokens": 4000}}
+        posts = [
+            asyncio.ensure_future(served.http.post("/generate", json=endless)) for _ in "12345"
+        ]
+        await until(lambda: sum(post.done() for post in posts) == 3)
+        for refused in (post.result() for post in posts if post.done()):
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "queue_full"
+            assert refused.headers["retry-after"] == "1"
+        served.client.abort_all()
+        assert sorted([(await post).status_code for post in posts]) == [200, 200, 503, 503, 503]
 
     serve(scenario, max_queued=2, step_delay_s=0.02)
 

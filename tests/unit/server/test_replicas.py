@@ -11,7 +11,7 @@ SLOW = 3
 def test_a_replica_is_drained_and_taken_back(with_replicas):
     async def scenario(served):
         client, http = served.client, served.http
-        params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+        params = SamplingParams(temperature=0.0, max_tokens=4000, ignore_eos=True)
         prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
         running = [asyncio.ensure_future(client.complete(one, params)) for one in prompts]
         await asyncio.sleep(0)
@@ -23,8 +23,9 @@ def test_a_replica_is_drained_and_taken_back(with_replicas):
         await asyncio.sleep(0)
         states = (await http.get("/replicas")).json()["replicas"]
         assert [one["num_open"] for one in states] == [6, 2]
+        client.abort_all()
         outputs = await asyncio.gather(*running, *later)
-        assert {one.outputs[0].finish_reason for one in outputs} == {"length"}
+        assert {one.outputs[0].finish_reason for one in outputs} == {"abort"}
         states = (await http.get("/replicas")).json()["replicas"]
         assert [one["state"] for one in states] == ["ready", "drained"]
         # The last one is not given up.

@@ -199,7 +199,7 @@ def test_curl(serve):
         body = json.dumps({"prompt": "hello", "stream": True})
         command = ["curl", "-sS", "--fail", "-N", "-d", body, f"{served.url}/v1/completions"]
         done = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, timeout=20, check=True
+            subprocess.run, command, capture_output=True, text=True, timeout=60, check=True
         )
         assert text_of(done.stdout.encode()) == "hello"
 
