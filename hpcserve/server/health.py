@@ -7,16 +7,18 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
+from hpcserve.engine.client import EngineClient
 from hpcserve.errors import EngineError, QueueFullError
-from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
 from hpcserve.server.context import context_of
 
 router = APIRouter()
 
 _GENERATE_TIMEOUT_S = 20.0
+#: While others run, their tokens are waited for first: no request of one's own adds to the load.
+_OTHERS_S = 1.0
 #: Between two looks whether others got a token.
-_LOOK_S = 0.1
+_LOOK_S = 0.05
 
 
 @router.head("/health", include_in_schema=False)
@@ -37,30 +39,33 @@ async def health_generate(request: Request) -> Response:
     """
     client = context_of(request).client
     client.check_admits()
-    prompt = client.ready.eos_token_ids[:1] or [0]
-    one = SamplingParams(max_tokens=1, temperature=0.0)
     begun = time.perf_counter()
-    own = asyncio.ensure_future(client.complete(prompt, one))
-    try:
-        while client.last_token_s < begun:
-            left = begun + _GENERATE_TIMEOUT_S - time.perf_counter()
-            if left <= 0:
-                raise EngineError(f"no token came in {_GENERATE_TIMEOUT_S:.0f} s")
-            await _settle(own, min(left, _LOOK_S))
-    finally:
-        own.cancel()
-        await asyncio.gather(own, return_exceptions=True)
+    others_until = begun + (_OTHERS_S if client.num_open else 0.0)
+    while client.last_token_s < begun and time.perf_counter() < others_until:
+        await asyncio.sleep(_LOOK_S)
+    if client.last_token_s < begun:
+        await _own_token(client, begun)
     return Response()
 
 
-async def _settle(own: asyncio.Future[RequestOutput], seconds: float) -> None:
-    """Wait for `own`, at most so long. Raises what it raised, but for a queue that is full."""
-    if own.done():
-        await asyncio.sleep(seconds)
-        return
-    await asyncio.wait({own}, timeout=seconds)
-    if own.done() and not isinstance(own.exception(), QueueFullError):
-        own.result()
+async def _own_token(client: EngineClient, begun: float) -> None:
+    """Ask for one, until it is there or any other. Raises EngineError where none comes."""
+    prompt = client.ready.eos_token_ids[:1] or [0]
+    one = SamplingParams(max_tokens=1, temperature=0.0)
+    own = asyncio.ensure_future(client.complete(prompt, one))
+    try:
+        while client.last_token_s < begun:
+            if time.perf_counter() > begun + _GENERATE_TIMEOUT_S:
+                raise EngineError(f"no token came in {_GENERATE_TIMEOUT_S:.0f} s")
+            if not own.done():
+                await asyncio.wait({own}, timeout=_LOOK_S)
+            elif isinstance(own.exception(), QueueFullError):
+                await asyncio.sleep(_LOOK_S)
+            else:
+                own.result()
+    finally:
+        own.cancel()
+        await asyncio.gather(own, return_exceptions=True)
 
 
 @router.get("/flush_cache", include_in_schema=False)

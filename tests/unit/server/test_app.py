@@ -52,16 +52,20 @@ def test_health(serve):
     serve(scenario)
 
 
-def test_a_busy_engine_is_healthy(serve, until):
-    """Others get tokens, though this request is refused for the length of the queue."""
+@pytest.mark.parametrize("patience_s", [60.0, 0.0])
+def test_a_busy_engine_is_healthy(serve, until, monkeypatch, patience_s):
+    """Others get tokens, even where a request of its own is refused for the length of the queue."""
+    monkeypatch.setattr("hpcserve.server.health._OTHERS_S", patience_s)
 
     async def scenario(served):
         endless = {"text": "a", "sampling_params": {"ignore_eos": True, "max_new_tokens": 4000}}
         running = asyncio.create_task(served.http.post("/generate", json=endless))
         await until(lambda: served.core.num_output_tokens)
         await served.post("/generate", {"text": "a"}, expect=503)
+        num_seen = len(served.core.seen)
         assert (await served.http.get("/health_generate")).status_code == 200
         assert (await served.http.get("/health")).status_code == 200
+        assert len(served.core.seen) == num_seen + (not patience_s)
         await served.post("/abort_request", {"abort_all": True})
         await running
 
