@@ -22,9 +22,11 @@ class BodyTooLargeError(HpcserveError):
         super().__init__(
             f"the request's body {said} is the most that this server takes (--max-body-bytes)"
         )
+        self.size = size
+        self.limit = limit
 
-    def __reduce__(self) -> tuple[type, tuple[str]]:
-        return (HpcserveError, (str(self),))
+    def __reduce__(self) -> tuple[type, tuple[int | None, int]]:
+        return (type(self), (self.size, self.limit))
 
 
 class BodyLimit:
