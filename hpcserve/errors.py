@@ -108,7 +108,7 @@ class ContextLengthError(RequestError):
     """
 
     code = "context_length_exceeded"
-    param = "prompt"
+    param: str | None = "prompt"
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class ContextLengthError(RequestError):
 
 class GrammarError(RequestError):
     code = "invalid_grammar"
-    param = "response_format"
+    param: str | None = "response_format"
 
 
 class QueueFullError(RequestError):

@@ -13,13 +13,13 @@ import msgspec
 
 from hpcserve.errors import InvalidParameterError
 from hpcserve.outputs import CompletionOutput, RequestOutput, TokenLogprob
+from hpcserve.protocol.blame import PROMPT, blames
 from hpcserve.protocol.body import sampling_params
 from hpcserve.protocol.generate import GenerateBody
-from hpcserve.protocol.grammars import after_thinking
+from hpcserve.protocol.grammars import after_thinking, grammar_field
 from hpcserve.protocol.logprobs import chat_logprobs, completion_logprobs, native_logprobs
 from hpcserve.protocol.markers import THINK, ReasoningSplitter, ToolCallSplitter
 from hpcserve.protocol.openai import ChatBody, CompletionBody
-from hpcserve.protocol.prompt_field import PROMPT, blames
 from hpcserve.protocol.responses import (
     ChatChoice,
     ChatMessage,
@@ -41,7 +41,7 @@ class EngineInput:
     """One prompt, ready for EngineClient.
 
     name: what the client calls it, if it does.  text: the prompt as text, where it is known.
-    field: of the body, that the prompt came from.
+    field, grammar_field: of the body, that the prompt and the grammar came from.
     """
 
     prompt_token_ids: list[int]
@@ -50,6 +50,7 @@ class EngineInput:
     name: str | None = None
     text: str | None = None
     field: str = PROMPT
+    grammar_field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def chat_input(
             params = msgspec.structs.replace(params, grammar=found)
     with blames("messages"):
         ids = tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
-    return EngineInput(ids, params, body.priority or 0, body.rid, text, "messages")
+    asked = grammar_field(body, body.response_format) if params.grammar is not None else None
+    return EngineInput(ids, params, body.priority or 0, body.rid, text, "messages", asked)
 
 
 def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
@@ -179,10 +181,16 @@ def completion_inputs(
     prompts = body.prompts()
     special = body.add_special_tokens is not False
     encoded = _encoded(prompts, tokenizer, add_special_tokens=special)
+    asked_by = grammar_field(body, body.response_format) if params.grammar is not None else None
     return [
-        EngineInput(next(encoded), params, body.priority or 0, _name(body.rid, index), prompt)
-        if isinstance(prompt, str)
-        else EngineInput(prompt, params, body.priority or 0, _name(body.rid, index))
+        EngineInput(
+            next(encoded) if isinstance(prompt, str) else prompt,
+            params,
+            body.priority or 0,
+            _name(body.rid, index),
+            prompt if isinstance(prompt, str) else None,
+            grammar_field=asked_by,
+        )
         for index, prompt in enumerate(prompts)
     ]
 
@@ -276,6 +284,7 @@ def generate_inputs(body: GenerateBody, tokenizer: Tokenizer) -> list[EngineInpu
             name,
             prompt if isinstance(prompt, str) else None,
             body.prompt_field,
+            "sampling_params",
         )
         for prompt, its_params, name in zip(prompts, params, names, strict=True)
     ]

@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from hpcserve.engine.client import RequestStream
 from hpcserve.outputs import RequestOutput
 from hpcserve.protocol.adapter import EngineInput
-from hpcserve.protocol.prompt_field import blames
+from hpcserve.protocol.blame import blames
 from hpcserve.server.context import ServerContext
 from hpcserve.server.disconnect import all_or_none, until_disconnect
 from hpcserve.server.sse import OpenStreams
@@ -27,10 +27,14 @@ async def complete_all(
     """Whole outputs, in order. A client that leaves aborts them; so does one failure the rest."""
     client = context.client
     _check(context, prompts)
-    works = [
-        client.complete(p.prompt_token_ids, p.params, priority=p.priority, name=p.name)
-        for p in prompts
-    ]
+
+    async def complete(p: EngineInput) -> RequestOutput:
+        with blames(p.field, p.grammar_field):
+            return await client.complete(
+                p.prompt_token_ids, p.params, priority=p.priority, name=p.name
+            )
+
+    works = [complete(p) for p in prompts]
     return await until_disconnect(request.receive, all_or_none(works))
 
 
@@ -49,7 +53,8 @@ async def stream_all(
             stream = client.submit(p.prompt_token_ids, p.params, priority=p.priority, name=p.name)
             aborts.callback(stream.abort)
             streams.append(stream)
-        first = await until_disconnect(request.receive, anext(streams[0]))
+        with blames(prompts[0].field, prompts[0].grammar_field):
+            first = await until_disconnect(request.receive, anext(streams[0]))
         aborts.pop_all()
     return OpenStreams(streams, first, context.flusher)
 

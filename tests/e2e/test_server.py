@@ -137,10 +137,15 @@ def test_answers_in_a_given_form(server: Server) -> None:
         [call] = called.choices[0].message.tool_calls
         assert call.function.name == "look_up"
         Capital.model_validate_json(call.function.arguments)
-        with pytest.raises(openai.BadRequestError, match="regex: Regex parsing error"):
-            client.chat.completions.create(
-                model="default", messages=question, extra_body={"regex": "(["}
-            )
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError, match="regex: Regex parsing error") as bad:
+                client.chat.completions.create(
+                    model="default", messages=question, extra_body={"regex": "(["}, stream=stream
+                )
+            assert (bad.value.code, bad.value.param) == ("invalid_grammar", "regex")
+    bad_sampling = {"text": "x", "sampling_params": {"ebnf": "root ::= ("}}
+    error = server.post("/generate", json=bad_sampling).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_grammar", "sampling_params")
     sum_of = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
     body = {
         "messages": [{"role": "user", "content": "What is 12 plus 7?"}],

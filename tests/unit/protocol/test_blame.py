@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from hpcserve.errors import ContextLengthError, InvalidParameterError
-from hpcserve.protocol.prompt_field import blames
+from hpcserve.protocol.blame import blames
 
 
 def test_errors_about_the_prompt_name_the_field():
