@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import prometheus_client
@@ -49,15 +49,50 @@ class WeightedHistogram(Histogram):
 
 
 @dataclass(frozen=True)
-class _Replica:
-    """The series of one replica."""
+class _Kind:
+    """A histogram.  key: its name here; name: its name for Prometheus, without the prefix."""
 
-    first_token: Histogram
-    between_tokens: WeightedHistogram
-    queue: Histogram
-    whole: Histogram
-    prompt_tokens: Histogram
-    output_tokens: Histogram
+    key: str
+    name: str
+    text: str
+    buckets: tuple[float, ...]
+
+
+_HISTOGRAMS = (
+    _Kind(
+        "first_token",
+        "time_to_first_token_seconds",
+        "From a request's arrival to its first token",
+        _FIRST_TOKEN_S,
+    ),
+    _Kind(
+        "between_tokens",
+        "inter_token_latency_seconds",
+        "From a token of a request to its next",
+        _BETWEEN_TOKENS_S,
+    ),
+    _Kind(
+        "queue",
+        "request_queue_time_seconds",
+        "From the engine's receipt to the first step",
+        _REQUEST_S,
+    ),
+    _Kind(
+        "whole",
+        "e2e_request_latency_seconds",
+        "From arrival to the last token, of requests that were answered whole",
+        _REQUEST_S,
+    ),
+    _Kind("prompt_tokens", "request_prompt_tokens", "Tokens of a request's prompt", _TOKENS),
+    _Kind("output_tokens", "request_generation_tokens", "Tokens generated for a request", _TOKENS),
+)
+
+
+@dataclass(frozen=True)
+class _Replica:
+    """The series of one replica.  histograms: by key."""
+
+    histograms: dict[str, WeightedHistogram]
     outcomes: dict[str, Counter]
 
 
@@ -71,36 +106,21 @@ class RequestMetrics(Collector):
         self.model_name = model_name
         self._registry = CollectorRegistry()
         self._folder = os.environ.get(METRICS_FOLDER)
-        self._first_token = self._histogram(
-            "time_to_first_token_seconds",
-            "From a request's arrival to its first token",
-            _FIRST_TOKEN_S,
-        )
-        self._between_tokens = WeightedHistogram(
-            "hpcserve_inter_token_latency_seconds",
-            "From a token of a request to its next",
-            ("model_name", "replica"),
-            buckets=_BETWEEN_TOKENS_S,
-            registry=self._registry,
-        )
-        self._queue = self._histogram(
-            "request_queue_time_seconds", "From the engine's receipt to the first step", _REQUEST_S
-        )
-        self._whole = self._histogram(
-            "e2e_request_latency_seconds",
-            "From arrival to the last token, of requests that were answered whole",
-            _REQUEST_S,
-        )
-        self._prompt_tokens = self._histogram(
-            "request_prompt_tokens", "Tokens of a request's prompt", _TOKENS
-        )
-        self._output_tokens = self._histogram(
-            "request_generation_tokens", "Tokens generated for a request", _TOKENS
-        )
+        labels = ("model_name", "replica")
+        self._histograms = {
+            kind.key: WeightedHistogram(
+                f"hpcserve_{kind.name}",
+                kind.text,
+                labels,
+                buckets=kind.buckets,
+                registry=self._registry,
+            )
+            for kind in _HISTOGRAMS
+        }
         self._outcomes = Counter(
             "hpcserve_requests",
             "Requests that ended, by how",
-            ("model_name", "replica", "outcome"),
+            (*labels, "outcome"),
             registry=self._registry,
         )
         self._refused = Counter(
@@ -116,21 +136,22 @@ class RequestMetrics(Collector):
     # ------------------------------------------------------------ what happens
 
     def on_first_token(self, request: OpenRequest, queued_s: float) -> None:
-        series = self._of(request.replica)
-        series.first_token.observe(request.first_token_s - request.arrival_s)
-        series.queue.observe(queued_s)
+        series = self._of(request.replica).histograms
+        series["first_token"].observe(request.first_token_s - request.arrival_s)
+        series["queue"].observe(queued_s)
 
     def on_tokens(self, replica: int, gap_s: float, count: int) -> None:
-        self._of(replica).between_tokens.observe_many(gap_s, count)
+        self._of(replica).histograms["between_tokens"].observe_many(gap_s, count)
 
     def on_end(self, request: OpenRequest) -> None:
-        series = self._of(request.replica)
+        replica = self._of(request.replica)
         outcome = "error" if request.error is not None else request.finish_reason or "abort"
-        series.outcomes[outcome].inc()
+        replica.outcomes[outcome].inc()
         if outcome in ("stop", "length"):
-            series.whole.observe(request.finished_s - request.arrival_s)
-            series.prompt_tokens.observe(len(request.prompt_token_ids))
-            series.output_tokens.observe(request.num_output_tokens)
+            series = replica.histograms
+            series["whole"].observe(request.finished_s - request.arrival_s)
+            series["prompt_tokens"].observe(len(request.prompt_token_ids))
+            series["output_tokens"].observe(request.num_output_tokens)
 
     def on_refusal(self, status: int, code: str | None) -> None:
         """An HTTP request was answered with an error."""
@@ -145,23 +166,11 @@ class RequestMetrics(Collector):
             source = MultiProcessCollector(None, self._folder)  # type: ignore[no-untyped-call]
         yield from source.collect()
 
-    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
-        labels = ("model_name", "replica")
-        bounds = tuple(buckets)
-        return Histogram(f"hpcserve_{name}", text, labels, buckets=bounds, registry=self._registry)
-
     def _of(self, index: int) -> _Replica:
         found = self._replicas.get(index)
         if found is None:
             labels = (self.model_name, str(index))
             outcomes = {one: self._outcomes.labels(*labels, one) for one in OUTCOMES}
-            found = self._replicas[index] = _Replica(
-                self._first_token.labels(*labels),
-                self._between_tokens.labels(*labels),
-                self._queue.labels(*labels),
-                self._whole.labels(*labels),
-                self._prompt_tokens.labels(*labels),
-                self._output_tokens.labels(*labels),
-                outcomes,
-            )
+            histograms = {key: one.labels(*labels) for key, one in self._histograms.items()}
+            found = self._replicas[index] = _Replica(histograms, outcomes)
         return found
