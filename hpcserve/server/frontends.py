@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import socket
 import sys
@@ -44,6 +45,7 @@ _YOUNG_S = 60.0
 #: The news of the engine's end and of a process's end come by different ways.
 _LAST_WORDS_S = 0.5
 _STOP_S = 10.0
+_SHM = "/dev/shm"
 
 
 class Frontend:
@@ -152,7 +154,7 @@ async def serve_frontends(
         "engine": config.to_options(),
         "server": dataclasses.asdict(options),
     }
-    metrics = tempfile.TemporaryDirectory(prefix="hpcserve-metrics-")
+    metrics = tempfile.TemporaryDirectory(prefix="hpcserve-metrics-", dir=_memory_folder())
     frontends = [Frontend(index, order, one, metrics.name) for index, one in enumerate(listeners)]
     signals = _Signals(frontends)
     try:
@@ -173,6 +175,12 @@ async def serve_frontends(
         await asyncio.gather(*(frontend.end() for frontend in frontends))
         metrics.cleanup()
     return signals.exit_code
+
+
+def _memory_folder() -> str | None:
+    """Where files are memory, if there is such a place: they are written for every step. A folder
+    for temporary files may be full, or on another machine."""
+    return _SHM if os.access(_SHM, os.W_OK) else None
 
 
 async def _watch(client: EngineClient, frontends: list[Frontend], signals: _Signals) -> None:

@@ -67,6 +67,10 @@ def test_all_serve_and_ctrl_c_drains(start):
     assert "Traceback" not in err
 
 
+def shared_folder(served):
+    return Path(frontends(served)[0].environ()["PROMETHEUS_MULTIPROC_DIR"])
+
+
 def counted(served, name):
     text = served.get("/metrics").text
     found = [s.value for f in read(text) for s in f.samples if s.name == name]
@@ -86,7 +90,7 @@ def test_whoever_is_asked_tells_of_all_and_of_those_that_are_gone(start):
     wait_for(lambda: len({one.pid for one in frontends(served)} - {one.pid for one in gone}) == 2)
     answered_by(served)
     assert [counted(served, name) for _ in range(4)] == [24.0] * 4
-    folder = Path(psutil.Process(frontends(served)[0].pid).environ()["PROMETHEUS_MULTIPROC_DIR"])
+    folder = shared_folder(served)
     assert folder.is_dir()
     served.process.terminate()
     code, _, err = served.end()
@@ -147,9 +151,11 @@ def test_a_second_ctrl_c_ends_at_once(start):
 def test_a_killed_server_leaves_nobody(start):
     served = start()
     children = frontends(served)
+    folder = shared_folder(served)
     served.process.kill()
     gone, alive = psutil.wait_procs(children, timeout=60)
     assert len(gone) == 2 and not alive
+    assert not folder.exists()
 
 
 class MortalFrontend:
