@@ -102,10 +102,13 @@ class InvalidParameterError(RequestError):
 
 
 class ContextLengthError(RequestError):
-    """at_least: the prompt was not counted to its end."""
+    """at_least: the prompt was not counted to its end.
+
+    param: the field that the prompt came from.
+    """
 
     code = "context_length_exceeded"
-    param = "messages"
+    param: str | None = "prompt"
 
     def __init__(
         self,
@@ -126,14 +129,14 @@ class ContextLengthError(RequestError):
         self.context_length = context_length
         self.at_least = at_least
 
-    def __reduce__(self) -> tuple[type, tuple[int, int | None, int, bool]]:
+    def __reduce__(self) -> tuple[type, tuple[int, int | None, int, bool], dict[str, str | None]]:
         given = (self.num_prompt_tokens, self.max_tokens, self.context_length, self.at_least)
-        return (type(self), given)
+        return (type(self), given, {"param": self.param})
 
 
 class GrammarError(RequestError):
     code = "invalid_grammar"
-    param = "response_format"
+    param: str | None = "response_format"
 
 
 class QueueFullError(RequestError):

@@ -189,7 +189,7 @@ class FakeCore:
         self.num_steps += 1
         messages: dict[bytes, EngineCoreOutputs] = {}
         for key, entry in list(self.running.items()):
-            message = messages.setdefault(entry.frontend, EngineCoreOutputs([], [], [], [], [], []))
+            message = messages.setdefault(entry.frontend, _no_outputs())
             if self._advance(entry, message):
                 del self.running[key]
         for frontend, message in messages.items():
@@ -234,6 +234,7 @@ class FakeCore:
             cached_tokens_total=0,
             output_tokens_total=self.num_output_tokens,
             num_retracted_total=0,
+            num_evictable_pages=0,
         )
 
 
@@ -245,10 +246,17 @@ def _logprobs(token_id: int, num_top: int) -> TokenLogprobs:
 def _add_prompt_facts(request: EngineCoreRequest, message: EngineCoreOutputs) -> None:
     if message.num_cached_tokens is not None:
         message.num_cached_tokens.append((request.request_id, 3))
+    if message.queued_s is not None:
+        message.queued_s.append(0.25)
     wanted = request.params.prompt_logprobs
     if wanted is not None and message.prompt_logprobs is not None:
         entries = [_logprobs(int(token_id), wanted) for token_id in request.prompt_token_ids[1:]]
         message.prompt_logprobs.append((request.request_id, entries))
+
+
+def _no_outputs() -> EngineCoreOutputs:
+    """Room for the news of a step."""
+    return EngineCoreOutputs([], [], [], [], [], [], [])
 
 
 @asynccontextmanager
@@ -260,7 +268,7 @@ async def fake_engine(
     with create_endpoint() as endpoint:
         thread = threading.Thread(target=core.run, args=(str(endpoint),), daemon=True)
         thread.start()
-        client = await EngineClient.connect(endpoint, tokenizer, config, timeout_s=10)
+        client = await EngineClient.connect(endpoint, tokenizer, config, timeout_s=60)
         try:
             yield client
         finally:

@@ -87,6 +87,6 @@ def _json(name: str, given: str | bool | Mapping[str, Any]) -> str:
         value = json.loads(given) if isinstance(given, str) else given
         if isinstance(value, dict | bool):
             return json.dumps(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidParameterError(name, f"it is no valid JSON: {error}") from error
     raise InvalidParameterError(name, f"it is a {type(value).__name__}, not an object")

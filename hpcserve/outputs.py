@@ -39,8 +39,7 @@ class RequestOutput(msgspec.Struct):
 
     prompt_logprobs: one entry per prompt token but the first, where asked for (in a stream, once).
     num_cached_tokens: tokens of the prompt whose KV was reused; known when an answer ends.
-    arrival_s, first_token_s, finished_s: time.perf_counter of this process; 0 where not known (the
-    first token's time only in streams).
+    arrival_s, first_token_s, finished_s: time.perf_counter of this process; 0 where not known.
     """
 
     request_id: str

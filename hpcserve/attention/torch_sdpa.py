@@ -31,12 +31,15 @@ class DecodeGroup:
     """Rows that share a gather: [start, stop) of the decodes in order of length.
 
     pages: int64[n * pages a row].  mask: fp32 [n, 1, 1, tokens], -inf behind a row's end.
+    foreign: int64[...], numbers of the gathered tokens that are not their row's, in its last page.
+    Whoever had it before may have left NaN there, which no mask keeps out: 0 * NaN is NaN.
     """
 
     start: int
     stop: int
     pages: torch.Tensor
     mask: torch.Tensor
+    foreign: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -96,19 +99,22 @@ class TorchSDPABackend(AttentionBackend):
             table = table.index_select(0, self._order)
         pages_each = -(-lengths // self.page_size)
         table = table[:, : pages_each.max()].long()
-        # What the table holds behind a row's end is undefined: read page 0 there instead.
+        # What the table holds behind a row's end is undefined. The row's own first page stands in:
+        # it holds numbers, or NaN that is the row's own.
         unused = np.arange(table.shape[1]) >= pages_each[:, None]
-        table = table.masked_fill(torch.from_numpy(unused).to(device), 0)
+        table = torch.where(torch.from_numpy(unused).to(device), table[:, :1], table)
         for start, stop in bounds:
             width = int(pages_each[start:stop].max())
             hidden = np.arange(width * self.page_size) >= lengths[start:stop, None]
             mask = np.where(hidden, np.float32(-np.inf), np.float32(0.0))
+            foreign = hidden & ~_is_own(pages_each[start:stop, None], width, self.page_size)
             self._decodes.append(
                 DecodeGroup(
                     start,
                     stop,
                     table[start:stop, :width].flatten(),
                     torch.from_numpy(mask).to(device)[:, None, None],
+                    torch.from_numpy(np.flatnonzero(foreign)).to(device),
                 )
             )
 
@@ -161,6 +167,9 @@ class TorchSDPABackend(AttentionBackend):
         """queries, out: [rows, num_kv_heads, group_size, head_dim] in the groups' order."""
         for group in self._decodes:
             k, v = self._gather(k_cache, v_cache, group.pages)
+            if len(group.foreign):
+                k.view(-1, self.num_kv_heads * self.head_dim).index_fill_(0, group.foreign, 0.0)
+                v.view(-1, self.num_kv_heads * self.head_dim).index_fill_(0, group.foreign, 0.0)
             shape = (group.stop - group.start, -1, self.num_kv_heads, self.head_dim)
             attended = scaled_dot_product_attention(
                 queries[group.start : group.stop],
@@ -226,6 +235,16 @@ class TorchSDPABackend(AttentionBackend):
         torch.index_select(k_rows, 0, pages, out=k)
         torch.index_select(v_rows, 0, pages, out=v)
         return k, v
+
+
+def _is_own(pages_each: npt.NDArray[np.int64], width: int, page_size: int) -> npt.NDArray[np.bool_]:
+    """bool[n, width * page_size]: False in each row's last page, True in all others.
+
+    Those behind it are copies of the first: its own to the end, but where it is the last itself.
+    """
+    last = np.arange(width).repeat(page_size) == pages_each - 1
+    found: npt.NDArray[np.bool_] = ~last & (pages_each > 1)
+    return found
 
 
 EntryClass = TorchSDPABackend

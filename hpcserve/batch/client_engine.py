@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from hpcserve.protocol.adapter import (
     completion_inputs,
     completion_response,
 )
+from hpcserve.protocol.blame import blames
 from hpcserve.protocol.body import SamplingBody, parse_body
 from hpcserve.protocol.openai import ChatBody, CompletionBody
 from hpcserve.tokenizer.tokenizer import Tokenizer
@@ -79,7 +80,7 @@ class ClientPreparer:
         num_tokens = sum(map(_num_tokens, inputs))
         prefix = ids[0][:_PREFIX_TOKENS].tobytes() if ids else b""
         if not (getattr(parsed, "echo", False) or getattr(parsed, "separate_reasoning", False)):
-            inputs = [EngineInput([], one.params, one.priority) for one in inputs]
+            inputs = [replace(one, prompt_token_ids=[], name=None, text=None) for one in inputs]
         return PreparedRequest(num_tokens, _Prepared(parsed, inputs, ids), prefix)
 
 
@@ -136,7 +137,8 @@ class ClientEngine:
 
     async def _complete(self, ids: Int32Array, one: EngineInput) -> RequestOutput:
         # A row's `rid` is left out: two rows may have the same.
-        return await self._client.complete(ids, one.params, priority=one.priority)
+        with blames(one.field, one.grammar_field):
+            return await self._client.complete(ids, one.params, priority=one.priority)
 
     def _body(self, prepared: _Prepared, outputs: list[RequestOutput]) -> Any:
         body, inputs = prepared.body, prepared.inputs

@@ -70,7 +70,9 @@ EXIT_NOTHING_ANSWERED = 1
 @report_options
 @click.option("--plot", type=FILE, help="PNG of throughput against latency")
 @click.option(
-    "--profile", type=click.Path(file_okay=False, path_type=Path), help="torch trace of each run"
+    "--profile",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="torch trace of each run; the server needs --profile-dir",
 )
 def serving(**params: Any) -> None:
     """Load an OpenAI-compatible server over /v1/completions.

@@ -30,9 +30,25 @@ class ServerConfig:
         30.0, "--drain-timeout", help="seconds that running requests get after Ctrl-C or SIGTERM"
     )
 
+    max_body_bytes: int = option(
+        32 << 20, "--max-body-bytes", help="largest body of a request; more is answered with 413"
+    )
+    profile_dir: str | None = option(
+        None,
+        "--profile-dir",
+        help="folder where /start_profile may write; without one it is refused",
+    )
+    allowed_origins: str | None = option(
+        None,
+        "--allowed-origins",
+        help="origins of web pages that may call (CORS), separated by commas; * is any",
+    )
+
     def __post_init__(self) -> None:
         if self.api_workers < 1:
             raise ConfigError(f"api_workers is {self.api_workers}; it must be at least 1")
+        if self.max_body_bytes < 1:
+            raise ConfigError(f"max_body_bytes is {self.max_body_bytes}; it must be at least 1")
         # The resolver takes a port modulo 65,536 without a word.
         if not 0 <= self.port < 65536:
             raise ConfigError(f"port is {self.port}; it must be from 0 to 65535")

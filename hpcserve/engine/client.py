@@ -16,8 +16,10 @@ from typing import Any
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.generation import sampling_defaults
-from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls, Replies
+from hpcserve.engine.control_calls import ControlCalls
+from hpcserve.engine.controls import EngineControls
 from hpcserve.engine.model_folder import load_tokenizer, with_model_folder
+from hpcserve.engine.observer import EngineObserver
 from hpcserve.engine.open_request import OpenRequest
 from hpcserve.engine.output_processor import OutputProcessor
 from hpcserve.engine.pace import Pace
@@ -42,21 +44,22 @@ from hpcserve.ipc.messages import (
     Int32Array,
     Ready,
     RequestFailed,
-    SchedulerStats,
 )
 from hpcserve.outputs import RequestOutput
 from hpcserve.sampling_params import SamplingParams
-from hpcserve.scheduler.lockstep import total_stats
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
 # Faces import the engine from here alone.
-__all__ = ["CORE_MODULE", "EngineClient", "ReplicaStatus", "RequestStream"]
+__all__ = [
+    "CORE_MODULE",
+    "EngineClient",
+    "OpenRequest",
+    "ReplicaStatus",
+    "RequestStream",
+]
 
-#: Writing a trace takes longer than anything else.
-_PROFILE_TIMEOUT_S = 600.0
 
-
-class EngineClient(AbstractAsyncContextManager["EngineClient"]):
+class EngineClient(EngineControls, AbstractAsyncContextManager["EngineClient"]):
     """Made by `start` (a core of its own) or `connect` (a core that runs)."""
 
     def __init__(
@@ -199,6 +202,15 @@ class EngineClient(AbstractAsyncContextManager["EngineClient"]):
         """How fast answers are made."""
         return self._processor.pace
 
+    @property
+    def last_token_s(self) -> float:
+        """When the engine gave a token last, of any request; by time.perf_counter."""
+        return self._processor.last_token_s
+
+    def observe(self, observer: EngineObserver) -> None:
+        """Tell `observer` how requests fare from now on."""
+        self._processor.observer = observer
+
     async def drain(self, timeout_s: float) -> int:
         """Take no more requests and let the running ones end; abort those that take longer.
 
@@ -249,6 +261,7 @@ class EngineClient(AbstractAsyncContextManager["EngineClient"]):
         stream = RequestStream(request, self._close_request)
         replica = self._replicas.choose(ids)
         self._homes[name] = replica
+        request.replica = replica.index
         replica.num_open += 1
         self._streams[name] = stream
         self._idle.clear()
@@ -314,56 +327,13 @@ class EngineClient(AbstractAsyncContextManager["EngineClient"]):
         """End every request. Returns how many."""
         return sum(self.abort(name) for name in list(self._streams))
 
-    # ------------------------------------------------------------ control
-
-    async def stats(self) -> SchedulerStats:
-        """Gauges and counters, summed over the replicas that live."""
-        replies = (await self._ask("stats")).values()
-        stats = [reply.stats for reply in replies if reply.stats is not None]
-        if not stats:
-            raise EngineError("the engine gave no statistics")
-        return total_stats(stats)
-
-    async def replica_status(self) -> list[ReplicaStatus]:
-        """How each replica is; those that are away give no gauges."""
-        return self._replicas.status(await self._ask("stats"))
-
-    def drain_replica(self, index: int) -> None:
-        """Give a replica no more requests; it is drained when its open ones have ended.
-
-        Raises InvalidParameterError for one that there is not, EngineError where no other would
-        take requests.
-        """
-        self._replicas.drain(index)
-
-    def resume_replica(self, index: int) -> None:
-        """Give a drained replica requests again.  Raises InvalidParameterError."""
-        self._replicas.resume(index)
-
-    async def flush_cache(self) -> None:
-        """Drop every page of the KV cache that no request uses."""
-        await self._ask("flush_cache")
-
-    async def start_profile(self, folder: str) -> None:
-        """Let every replica record a torch profiler trace. Raises EngineError where it cannot."""
-        await self._ask("start_profile", folder)
-
-    async def stop_profile(self) -> list[str]:
-        """The paths of the traces, which are written now. Raises EngineError where none is taken."""
-        replies = await self._ask("stop_profile", timeout_s=_PROFILE_TIMEOUT_S)
-        return [reply.result for reply in replies.values()]
-
-    async def _ask(
-        self, kind: str, argument: str = "", *, timeout_s: float = CALL_TIMEOUT_S
-    ) -> Replies:
-        self._replicas.check_alive()
-        return await self._calls.ask(self._replicas.members, kind, argument, timeout_s=timeout_s)
+    # ------------------------------------------------------------ what the engine says
 
     def _on_message(
         self, replica: Replica, message: EngineCoreOutputs | RequestFailed | ControlReply
     ) -> None:
         if isinstance(message, EngineCoreOutputs):
-            stopped = self._processor.process(message)
+            stopped = self._processor.process(message, replica.index)
             if stopped:
                 replica.send(AbortRequests(stopped))
             self._forget_finished()

@@ -74,6 +74,19 @@ class ControlCalls:
                 raise EngineError(f"{kind}: {reply.error}")
         return replies
 
+    async def ask_each(
+        self, replicas: Iterable[Replica], kind: str, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Replies:
+        """The replies of those that give one in time: one that does not hides no other's."""
+        calls = [self.ask([one], kind, timeout_s=timeout_s) for one in replicas]
+        replies: Replies = {}
+        for found in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(found, dict):
+                replies |= found
+            elif not isinstance(found, EngineError):
+                raise found
+        return replies
+
     def answer(self, replica: Replica, reply: ControlReply) -> None:
         """A reply has come; one to a call that nobody waits for any more is dropped."""
         if (call := self._open.get(reply.call_id)) is not None:

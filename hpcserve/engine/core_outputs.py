@@ -22,7 +22,7 @@ def by_frontend(
         message.request_ids.append(request.request_id)
         message.token_ids.append(update.token_id)
         if len(request.output_token_ids) == 1:
-            _add_cached_tokens(message, request)
+            _add_first_token(message, request)
         if update.finished is not None:
             message.finished.append(update.finished)
         if output.logprobs is not None:
@@ -41,10 +41,12 @@ def _add_logprobs(
     message.logprobs.append((output.logprobs or {}).get(update.row))
 
 
-def _add_cached_tokens(message: EngineCoreOutputs, request: Request) -> None:
-    if message.num_cached_tokens is None:
-        message.num_cached_tokens = []
+def _add_first_token(message: EngineCoreOutputs, request: Request) -> None:
+    """What is known, and told, once per request."""
+    if message.num_cached_tokens is None or message.queued_s is None:
+        message.num_cached_tokens, message.queued_s = [], []
     message.num_cached_tokens.append((request.request_id, request.num_cached_tokens))
+    message.queued_s.append(request.queued_s)
 
 
 def _add_prompt_logprobs(message: EngineCoreOutputs, request: Request) -> None:

@@ -42,6 +42,12 @@ class OpenRequest:
         self.arrival_s = time.perf_counter()
         self.first_token_s = 0.0
         self.finished_s = 0.0
+        #: Of the answer that ended last.
+        self.finish_reason: str | None = None
+        #: Of the answers that have ended.
+        self.num_output_tokens = 0
+        #: Number of the replica that works on it.
+        self.replica = 0
         self.notify: Callable[[], None] = _ignore
         #: Whether the reader was told of news that it has not taken.
         self.notified = False
@@ -107,8 +113,10 @@ class OpenRequest:
             self.notified = True
             self.notify()
 
-    def answer_ended(self, now_s: float) -> None:
+    def answer_ended(self, answer: Answer, now_s: float) -> None:
         self.num_open -= 1
+        self.finish_reason = answer.finish_reason
+        self.num_output_tokens += len(answer.token_ids)
         if self.num_open == 0:
             self.finished_s = now_s
         if self.streams or self.num_open == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from hpcserve.engine.answer import Answer
+from hpcserve.engine.observer import EngineObserver, TokenGaps
 from hpcserve.engine.open_request import OpenRequest, token_logprob
 from hpcserve.engine.pace import Pace
 from hpcserve.errors import HpcserveError
@@ -23,6 +24,11 @@ class OutputProcessor:
         self._next_id = 0
         self._finished: list[str] = []
         self.pace = Pace()
+        #: When a token came last, by time.perf_counter.
+        self.last_token_s = 0.0
+        self.observer: EngineObserver | None = None
+        #: By replica.
+        self._gaps: dict[int, TokenGaps] = {}
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -36,9 +42,9 @@ class OutputProcessor:
             self._next_id += 1
         return list(request.answers)
 
-    def process(self, message: EngineCoreOutputs) -> list[int]:
+    def process(self, message: EngineCoreOutputs, replica: int = 0) -> list[int]:
         """Take in one step. Returns ids that a stop string ended: the core must abort them."""
-        now_s = time.perf_counter()
+        now_s = self.last_token_s = time.perf_counter()
         answers = self._answers
         ended = {item.request_id: item for item in message.finished}
         if message.logprobs is not None:
@@ -50,29 +56,26 @@ class OutputProcessor:
                 continue
             answer.token_ids.append(token_id)
             if answer.stop is not None:
-                if self._stops(answer, ended.get(request_id), now_s):
+                if self._stops(answer, ended.get(request_id)):
                     stopped.append(request_id)
             elif answer.streams:
                 request = answer.request
-                if not request.first_token_s:
-                    request.first_token_s = now_s
                 if not request.notified:
                     request.notified = True
                     request.notify()
-        self._add_prompt_facts(message)
+        self._add_prompt_facts(message, now_s)
+        if self.observer is not None:
+            self._observe_gap(self.observer, message, replica, now_s)
         return self._end(ended, stopped, now_s)
 
-    def _stops(self, answer: Answer, finished: FinishedRequest | None, now_s: float) -> bool:
+    def _stops(self, answer: Answer, finished: FinishedRequest | None) -> bool:
         """Whether the newest token's text ends an answer with stop strings."""
-        request = answer.request
-        if not request.first_token_s:
-            request.first_token_s = now_s
         if finished is not None and answer.hides_last(finished):
             return False
         if answer.watch(answer.token_ids[-1]):
             return True
         if answer.streams and answer.has_text:
-            request.tell()
+            answer.request.tell()
         return False
 
     def close(self, request: OpenRequest, error: HpcserveError | None = None) -> list[int]:
@@ -85,7 +88,7 @@ class OutputProcessor:
             del self._answers[answer.request_id]
         if error is not None and not request.finished:
             request.error = error
-            self._finished.append(request.name)
+            self._request_ended(request)
             request.tell()
         elif error is None:
             now_s = time.perf_counter()
@@ -117,11 +120,25 @@ class OutputProcessor:
 
     def _answer_ended(self, answer: Answer, now_s: float) -> None:
         request = answer.request
-        request.answer_ended(now_s)
+        request.answer_ended(answer, now_s)
         if answer.finish_reason != "abort":
             self.pace.add(now_s - request.arrival_s, len(answer.token_ids))
         if request.num_open == 0:
-            self._finished.append(request.name)
+            self._request_ended(request)
+
+    def _request_ended(self, request: OpenRequest) -> None:
+        self._finished.append(request.name)
+        if self.observer is not None:
+            self.observer.on_end(request)
+
+    def _observe_gap(
+        self, observer: EngineObserver, message: EngineCoreOutputs, replica: int, now_s: float
+    ) -> None:
+        gaps = self._gaps.get(replica)
+        if gaps is None:
+            gaps = self._gaps[replica] = TokenGaps()
+        if (found := gaps.add(now_s, message)) is not None:
+            observer.on_tokens(replica, *found)
 
     def _add_logprobs(
         self, request_ids: list[int], token_ids: list[int], logprobs: list[TokenLogprobs | None]
@@ -131,12 +148,21 @@ class OutputProcessor:
             if entry is not None and answer is not None and answer.logprobs is not None:
                 answer.logprobs.append(token_logprob(token_id, entry))
 
-    def _add_prompt_facts(self, message: EngineCoreOutputs) -> None:
+    def _add_prompt_facts(self, message: EngineCoreOutputs, now_s: float) -> None:
         """What is known once per request."""
-        for request_id, num_cached_tokens in message.num_cached_tokens or ():
+        queued_s = message.queued_s or ()
+        for place, (request_id, num_cached_tokens) in enumerate(message.num_cached_tokens or ()):
             answer = self._answers.get(request_id)
-            if answer is not None and answer.index == 0:
-                answer.request.num_cached_tokens = num_cached_tokens
+            if answer is None:
+                continue
+            request = answer.request
+            if answer.index == 0:
+                request.num_cached_tokens = num_cached_tokens
+            if not request.first_token_s:
+                request.first_token_s = now_s
+                if self.observer is not None:
+                    waited_s = queued_s[place] if place < len(queued_s) else 0.0
+                    self.observer.on_first_token(request, waited_s)
         for finished in message.finished:
             answer = self._answers.get(finished.request_id)
             if answer is not None and answer.index == 0:

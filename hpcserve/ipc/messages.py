@@ -107,6 +107,8 @@ class EngineCoreOutputs(_Message):
     prompt_logprobs: (request id, one entry per prompt token but the first), once per request.
     num_cached_tokens: (request id, tokens of the prompt whose KV was reused), with a request's
     first token: a stop string ends a request in the frontend, where no FinishedRequest is awaited.
+    queued_s: aligned with num_cached_tokens: seconds from the core's receipt of the request to its
+    admission to a step.
     """
 
     request_ids: list[int]
@@ -115,6 +117,7 @@ class EngineCoreOutputs(_Message):
     logprobs: list[TokenLogprobs | None] | None = None
     prompt_logprobs: list[tuple[int, list[TokenLogprobs]]] | None = None
     num_cached_tokens: list[tuple[int, int]] | None = None
+    queued_s: list[float] | None = None
 
 
 class RequestFailed(_Message):
@@ -126,7 +129,10 @@ class RequestFailed(_Message):
 
 
 class SchedulerStats(_Message):
-    """Gauges of one replica; *_total are counters since the start."""
+    """Gauges of one replica; *_total are counters since the start.
+
+    num_evictable_pages: those of the cached pages that no request uses at the moment.
+    """
 
     num_running: int
     num_waiting: int
@@ -138,6 +144,7 @@ class SchedulerStats(_Message):
     cached_tokens_total: int
     output_tokens_total: int
     num_retracted_total: int
+    num_evictable_pages: int = 0
 
 
 class ControlReply(_Message):

@@ -24,7 +24,8 @@ _CHUNK = 1 << 16
 _NOBODY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 10\r\n"
     b"connection: close\r\n\r\n"
-    b'{"error": {"message": "no server of this job is ready", "type": "overloaded_error"}}'
+    b'{"error": {"message": "no server of this job is ready", "type": "overloaded_error", '
+    b'"param": null, "code": "no_server"}}'
 )
 
 

@@ -13,9 +13,10 @@ import msgspec
 
 from hpcserve.errors import InvalidParameterError
 from hpcserve.outputs import CompletionOutput, RequestOutput, TokenLogprob
+from hpcserve.protocol.blame import PROMPT, blames
 from hpcserve.protocol.body import sampling_params
 from hpcserve.protocol.generate import GenerateBody
-from hpcserve.protocol.grammars import after_thinking
+from hpcserve.protocol.grammars import after_thinking, grammar_field
 from hpcserve.protocol.logprobs import chat_logprobs, completion_logprobs, native_logprobs
 from hpcserve.protocol.markers import THINK, ReasoningSplitter, ToolCallSplitter
 from hpcserve.protocol.openai import ChatBody, CompletionBody
@@ -40,6 +41,7 @@ class EngineInput:
     """One prompt, ready for EngineClient.
 
     name: what the client calls it, if it does.  text: the prompt as text, where it is known.
+    field, grammar_field: of the body, that the prompt and the grammar came from.
     """
 
     prompt_token_ids: list[int]
@@ -47,6 +49,8 @@ class EngineInput:
     priority: int = 0
     name: str | None = None
     text: str | None = None
+    field: str = PROMPT
+    grammar_field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,10 @@ def chat_input(
         if inside or body.separate_reasoning:
             found = after_thinking(params.grammar, inside=inside)
             params = msgspec.structs.replace(params, grammar=found)
-    ids = tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
-    return EngineInput(ids, params, body.priority or 0, body.rid, text)
+    with blames("messages"):
+        ids = tokenizer.encode(text, add_special_tokens=bool(body.add_special_tokens))
+    asked = grammar_field(body, body.response_format) if params.grammar is not None else None
+    return EngineInput(ids, params, body.priority or 0, body.rid, text, "messages", asked)
 
 
 def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:
@@ -175,10 +181,16 @@ def completion_inputs(
     prompts = body.prompts()
     special = body.add_special_tokens is not False
     encoded = _encoded(prompts, tokenizer, add_special_tokens=special)
+    asked_by = grammar_field(body, body.response_format) if params.grammar is not None else None
     return [
-        EngineInput(next(encoded), params, body.priority or 0, _name(body.rid, index), prompt)
-        if isinstance(prompt, str)
-        else EngineInput(prompt, params, body.priority or 0, _name(body.rid, index))
+        EngineInput(
+            next(encoded) if isinstance(prompt, str) else prompt,
+            params,
+            body.priority or 0,
+            _name(body.rid, index),
+            prompt if isinstance(prompt, str) else None,
+            grammar_field=asked_by,
+        )
         for index, prompt in enumerate(prompts)
     ]
 
@@ -262,7 +274,8 @@ def generate_inputs(body: GenerateBody, tokenizer: Tokenizer) -> list[EngineInpu
     params = body.params_of_each(len(prompts))
     given = body.rid if isinstance(body.rid, list) else None
     names = body.of_each("rid", len(prompts)) if given or body.is_single else [None] * len(prompts)
-    encoded = _encoded(prompts, tokenizer)
+    with blames(body.prompt_field):
+        encoded = _encoded(prompts, tokenizer)
     return [
         EngineInput(
             next(encoded) if isinstance(prompt, str) else prompt,
@@ -270,6 +283,8 @@ def generate_inputs(body: GenerateBody, tokenizer: Tokenizer) -> list[EngineInpu
             body.priority or 0,
             name,
             prompt if isinstance(prompt, str) else None,
+            body.prompt_field,
+            "sampling_params",
         )
         for prompt, its_params, name in zip(prompts, params, names, strict=True)
     ]
@@ -281,6 +296,8 @@ def generate_response(
     """One entry per answer of prompt `number`."""
     found = []
     for answer in output.outputs:
+        if body.asks_only_prompt(number):
+            answer = _without_tokens(answer)
         meta = generate_meta(output, answer)
         if answer.logprobs is not None:
             texts = tokenizer if body.return_text_in_logprobs else None
@@ -289,6 +306,13 @@ def generate_response(
             meta |= _input_logprobs(body, number, output, texts)
         found.append({"text": answer.text, "output_ids": answer.token_ids, "meta_info": meta})
     return found
+
+
+def _without_tokens(answer: CompletionOutput) -> CompletionOutput:
+    """The answer to a client that wants none."""
+    ended = None if answer.finish_reason is None else "length"
+    logprobs: list[TokenLogprob] | None = None if answer.logprobs is None else []
+    return CompletionOutput(answer.index, "", [], ended, None, logprobs)
 
 
 def generate_meta(output: RequestOutput, answer: CompletionOutput) -> dict[str, Any]:

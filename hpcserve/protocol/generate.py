@@ -17,7 +17,8 @@ DEFAULT_MAX_NEW_TOKENS = 128
 class GenerateSampling(GrammarFields):
     """`sampling_params`, under SGLang's names. A name that nobody knows is an error.
 
-    null means the default, but for max_new_tokens: there, up to the context length.
+    null means the default, but for max_new_tokens: there, up to the context length. 0 of them asks
+    for the prompt alone, most often its log-probabilities; the engine always makes one.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -47,7 +48,7 @@ class GenerateSampling(GrammarFields):
         if unknown:
             raise InvalidParameterError("sampling_params", f"there is no {unknown[0]!r}")
         return SamplingParams(
-            max_tokens=self.max_new_tokens,
+            max_tokens=1 if self.max_new_tokens == 0 else self.max_new_tokens,
             min_tokens=self.min_new_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
@@ -96,15 +97,25 @@ class GenerateBody(BaseModel):
             return isinstance(self.text, str)
         return bool(self.input_ids) and isinstance((self.input_ids or [0])[0], int)
 
+    @property
+    def prompt_field(self) -> str:
+        """The field that was given."""
+        return "input_ids" if self.text is None else "text"
+
     def prompts(self) -> list[str | list[int]]:
         """One entry per prompt. Raises InvalidParameterError."""
         if (self.text is None) == (self.input_ids is None):
             raise InvalidParameterError("text", "give either text or input_ids")
         given: Any = self.input_ids if self.text is None else self.text
         if not given:
-            name = "input_ids" if self.text is None else "text"
-            raise InvalidParameterError(name, "it is empty")
+            raise InvalidParameterError(self.prompt_field, "it is empty")
         return [given] if self.is_single else list(given)
+
+    def asks_only_prompt(self, number: int) -> bool:
+        """Whether the answer to prompt `number` shall hold no token."""
+        given = self.sampling_params
+        one = given[number] if isinstance(given, list) else given
+        return one is not None and one.get("max_new_tokens") == 0
 
     def of_each(self, name: str, count: int) -> list[Any]:
         """A field's value for each of `count` prompts."""

@@ -76,6 +76,16 @@ def asked_grammar(
     return next(iter(asked.values()), None)
 
 
+def grammar_field(fields: GrammarFields, response_format: Mapping[str, Any] | None = None) -> str:
+    """The field of a body that its one grammar came from."""
+    if response_format is not None and _of_format(response_format) is not None:
+        return "response_format"
+    found = [name for name in _FIELDS if _set(fields, name)]
+    if fields.structured_outputs:
+        found.append("structured_outputs")
+    return found[0] if found else "tool_choice"
+
+
 def forced_tool_call(
     tools: Sequence[Mapping[str, Any]], choice: str | Mapping[str, Any], *, parallel: bool = True
 ) -> Grammar:
@@ -207,7 +217,7 @@ def _modern(tag: Any) -> Any:
     if isinstance(tag, str):
         try:
             tag = json.loads(tag)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidParameterError(
                 "structural_tag", f"it is no valid JSON: {error}"
             ) from error

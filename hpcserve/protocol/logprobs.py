@@ -49,6 +49,8 @@ def completion_logprobs(
             continue
         found.token_logprobs.append(max(entry.logprob, _LOWEST))
         top = {tokenizer.token_text(number): max(value, _LOWEST) for number, value in entry.top}
+        # The chosen one is always among them, so there may be one more than was asked for.
+        top.setdefault(text, max(entry.logprob, _LOWEST))
         found.top_logprobs.append(top)
     return found
 

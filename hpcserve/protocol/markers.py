@@ -111,11 +111,28 @@ class ToolCallSplitter:
 def parse_tool_call(block: str) -> ToolCall | None:
     """The call in the text between the markers; None where it is none."""
     try:
-        call = json.loads(block)
-    except ValueError:
+        call = json.loads(block, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
         return None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return None
     arguments = call.get("arguments", call.get("parameters", {}))
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    if not isinstance(arguments, str) and not _is_text(text):
+        text = json.dumps(arguments)  # with half a surrogate pair, which only an escape can spell
+    if not _is_text(call["name"]) or not _is_text(text):
+        return None
     return ToolCall(f"call_{uuid.uuid4().hex[:24]}", FunctionCall(call["name"], text))
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can carry it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from enum import Enum, auto
 from typing import Any
 
@@ -46,6 +47,8 @@ class Request:
         "priority",
         "prompt_logprobs",
         "prompt_token_ids",
+        "queued_s",
+        "received_s",
         "request_id",
         "seed",
         "slot",
@@ -69,6 +72,9 @@ class Request:
         self.params = params
         self.priority = message.priority
         self.arrival_s = message.arrival_s
+        # By this process's own clock: the frontend may be on another node.
+        self.received_s = time.monotonic()
+        self.queued_s = 0.0
         self.seed = seed
         self.num_prompt_tokens = len(message.prompt_token_ids)
         self.num_tokens = self.num_prompt_tokens
@@ -88,6 +94,13 @@ class Request:
         self.num_passed_over = 0
         # position -> log-probability of the token behind it; only where they were asked for.
         self.prompt_logprobs: dict[int, TokenLogprobs] = {}
+
+    def start(self, slot: int) -> None:
+        """It is admitted, perhaps not for the first time."""
+        self.status = RequestStatus.RUNNING
+        self.slot = slot
+        if not self.num_retractions:
+            self.queued_s = time.monotonic() - self.received_s
 
     @property
     def key(self) -> tuple[bytes, int]:

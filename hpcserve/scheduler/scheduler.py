@@ -270,8 +270,7 @@ class Scheduler:
             self._waiting.leave(admitted)
 
     def _start(self, step: StepBuilder, request: Request, node: Any, pages: list[int]) -> None:
-        request.status = RequestStatus.RUNNING
-        request.slot = self._slots.take()
+        request.start(self._slots.take())
         self._memory.enter(request, node, pages)
         if not request.num_retractions:  # finding one's own tokens again is no reuse
             request.num_cached_tokens = request.num_computed
@@ -397,4 +396,5 @@ class Scheduler:
             cached_tokens_total=self._counters.cached_tokens,
             output_tokens_total=self._counters.output_tokens,
             num_retracted_total=self._counters.retracted,
+            num_evictable_pages=self._memory.cache.num_evictable_pages,
         )

@@ -11,6 +11,7 @@ from fastapi import Request, Response
 from hpcserve.engine.client import RequestStream
 from hpcserve.outputs import RequestOutput
 from hpcserve.protocol.adapter import EngineInput
+from hpcserve.protocol.blame import blames
 from hpcserve.server.context import ServerContext
 from hpcserve.server.disconnect import all_or_none, until_disconnect
 from hpcserve.server.sse import OpenStreams
@@ -26,10 +27,14 @@ async def complete_all(
     """Whole outputs, in order. A client that leaves aborts them; so does one failure the rest."""
     client = context.client
     _check(context, prompts)
-    works = [
-        client.complete(p.prompt_token_ids, p.params, priority=p.priority, name=p.name)
-        for p in prompts
-    ]
+
+    async def complete(p: EngineInput) -> RequestOutput:
+        with blames(p.field, p.grammar_field):
+            return await client.complete(
+                p.prompt_token_ids, p.params, priority=p.priority, name=p.name
+            )
+
+    works = [complete(p) for p in prompts]
     return await until_disconnect(request.receive, all_or_none(works))
 
 
@@ -48,7 +53,8 @@ async def stream_all(
             stream = client.submit(p.prompt_token_ids, p.params, priority=p.priority, name=p.name)
             aborts.callback(stream.abort)
             streams.append(stream)
-        first = await until_disconnect(request.receive, anext(streams[0]))
+        with blames(prompts[0].field, prompts[0].grammar_field):
+            first = await until_disconnect(request.receive, anext(streams[0]))
         aborts.pop_all()
     return OpenStreams(streams, first, context.flusher)
 
@@ -56,6 +62,7 @@ async def stream_all(
 def _check(context: ServerContext, prompts: list[EngineInput]) -> None:
     """Raises what refuses one of the prompts, before any of them runs."""
     for prompt in prompts:
-        context.client.check(prompt.prompt_token_ids, prompt.params)
+        with blames(prompt.field):
+            context.client.check(prompt.prompt_token_ids, prompt.params)
     pace = context.client.pace
     context.time_left.check(max(pace.seconds_for(prompt.params) for prompt in prompts))

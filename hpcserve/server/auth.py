@@ -7,11 +7,10 @@ import secrets
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hpcserve.errors import HpcserveError
-from hpcserve.protocol.responses import error_body
-from hpcserve.server.admission import json_response
+from hpcserve.server.refusal import refuse
 
-#: Load balancers probe these, and have no key.
-OPEN_PATHS = frozenset({"/health", "/ping"})
+#: Load balancers and Prometheus ask these, and have no key.
+OPEN_PATHS = frozenset({"/health", "/ping", "/metrics"})
 
 
 class InvalidKeyError(HpcserveError):
@@ -33,8 +32,6 @@ class ApiKeyGuard:
             scheme, _, key = given.partition(b" ")
             if scheme.lower() != b"bearer" or not secrets.compare_digest(key.strip(), self._key):
                 error = InvalidKeyError("the API key is missing or wrong")
-                response = json_response(error_body(error), error.http_status)
-                response.headers["www-authenticate"] = "Bearer"
-                await response(scope, receive, send)
+                await refuse(scope, receive, send, error, {"www-authenticate": "Bearer"})
                 return
         await self._app(scope, receive, send)

@@ -12,9 +12,11 @@ from typing import TypeVar
 from fastapi import Request
 
 from hpcserve import envs
+from hpcserve.config.server import ServerConfig
 from hpcserve.engine.client import EngineClient
 from hpcserve.errors import ModelNotFoundError
 from hpcserve.server.flusher import Flusher
+from hpcserve.server.request_metrics import RequestMetrics
 from hpcserve.server.time_left import TimeLeft
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
@@ -34,6 +36,8 @@ class ServerContext:
     model_name: str
     model_path: str
     started_s: int
+    options: ServerConfig
+    metrics: RequestMetrics
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
     )

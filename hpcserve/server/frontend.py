@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ from hpcserve.errors import EngineDeadError, HpcserveError
 from hpcserve.ipc.endpoints import Endpoint
 from hpcserve.log import get_logger, setup_logging
 from hpcserve.server.http import serve_client
-from hpcserve.server.run import FORWARDED, INTERRUPTED, Shutdown, run_loop
+from hpcserve.server.run import FORWARDED, INTERRUPTED, METRICS_FOLDER, Shutdown, run_loop
 
 logger = get_logger(__name__)
 
@@ -76,6 +77,8 @@ async def _run(order: dict[str, Any], listener: socket.socket) -> int:
 def _listen(client: EngineClient, loop: asyncio.AbstractEventLoop) -> None:
     for line in sys.stdin:
         loop.call_soon_threadsafe(client.replicas[0].declare_gone, line.strip())
+    # Whoever would have removed it is gone.
+    shutil.rmtree(os.environ[METRICS_FOLDER], ignore_errors=True)
     os._exit(1)
 
 

@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
 from typing import Any
@@ -28,6 +30,7 @@ from hpcserve.log import get_logger
 from hpcserve.server.run import (
     FORWARDED,
     INTERRUPTED,
+    METRICS_FOLDER,
     log_sampling_defaults,
     serving_line,
     startup_line,
@@ -42,13 +45,20 @@ _YOUNG_S = 60.0
 #: The news of the engine's end and of a process's end come by different ways.
 _LAST_WORDS_S = 0.5
 _STOP_S = 10.0
+_SHM = "/dev/shm"
 
 
 class Frontend:
-    """One HTTP process and the socket it listens on, which outlives it."""
+    """One HTTP process and the socket it listens on, which outlives it.
 
-    def __init__(self, index: int, order: dict[str, object], listener: socket.socket) -> None:
+    metrics: the folder where all of them, and those that were there before, leave their counts.
+    """
+
+    def __init__(
+        self, index: int, order: dict[str, object], listener: socket.socket, metrics: str
+    ) -> None:
         self.index = index
+        self._metrics = metrics
         self._order = {**order, "index": index, "listener": listener.fileno()}
         self._listener = listener
         self._process: Process | None = None
@@ -65,7 +75,7 @@ class Frontend:
             stdout=PIPE,
             pass_fds=[self._listener.fileno()],
             start_new_session=True,  # Ctrl-C is passed on by us
-            env=child_environment(),
+            env={**child_environment(), METRICS_FOLDER: self._metrics},
         )
         self.tell(json.dumps(self._order))
 
@@ -144,7 +154,8 @@ async def serve_frontends(
         "engine": config.to_options(),
         "server": dataclasses.asdict(options),
     }
-    frontends = [Frontend(index, order, one) for index, one in enumerate(listeners)]
+    metrics = tempfile.TemporaryDirectory(prefix="hpcserve-metrics-", dir=_memory_folder())
+    frontends = [Frontend(index, order, one, metrics.name) for index, one in enumerate(listeners)]
     signals = _Signals(frontends)
     try:
         for frontend in frontends:
@@ -162,7 +173,14 @@ async def serve_frontends(
             raise
     finally:
         await asyncio.gather(*(frontend.end() for frontend in frontends))
+        metrics.cleanup()
     return signals.exit_code
+
+
+def _memory_folder() -> str | None:
+    """Where files are memory, if there is such a place: they are written for every step. A folder
+    for temporary files may be full, or on another machine."""
+    return _SHM if os.access(_SHM, os.W_OK) else None
 
 
 async def _watch(client: EngineClient, frontends: list[Frontend], signals: _Signals) -> None:

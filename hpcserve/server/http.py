@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 BACKLOG = 2048
+#: Longer than clients and proxies keep an idle connection (httpx: 5 s, most balancers: 60 s): whoever
+#: closes first must not be we, or a request may meet a connection that is just being closed.
+KEEP_ALIVE_S = 75
 #: Seconds that connections get to take the last bytes of what was drained or aborted.
 _LAST_BYTES_S = 3
 
@@ -46,11 +50,8 @@ async def serve_client(
 
     Raises EngineDeadError.
     """
-    app = create_app(
-        client,
-        model_name=options.served_model_name,
-        api_key=options.api_key or envs.HPCSERVE_API_KEY.get(),
-    )
+    api_key = options.api_key or envs.HPCSERVE_API_KEY.get()
+    app = create_app(client, dataclasses.replace(options, api_key=api_key))
     server = _Server(uvicorn_config(app))
     shutdown.serves(server, client)
     watch = asyncio.ensure_future(_stop_when_dead(client, server))
@@ -78,4 +79,5 @@ def uvicorn_config(app: Any) -> uvicorn.Config:
         server_header=False,
         backlog=BACKLOG,
         timeout_graceful_shutdown=_LAST_BYTES_S,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )

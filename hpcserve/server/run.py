@@ -28,6 +28,9 @@ logger = get_logger(__name__)
 
 _BACKLOG = 2048
 INTERRUPTED = 130
+#: The environment variable by which HTTP processes share their metrics; prometheus_client reads it
+#: when it is imported.
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 #: What a server of several HTTP processes makes of Ctrl-C and of SIGTERM for them.
 FORWARDED = signal.SIGINT
 
@@ -157,6 +160,7 @@ async def _serve(
     config: EngineConfig, options: ServerConfig, listener: socket.socket, core_module: str
 ) -> int:
     shutdown = Shutdown(options.drain_timeout_s)
+    os.environ.pop(METRICS_FOLDER, None)  # another program's: its metrics are no place for ours
     try:
         opening = asyncio.ensure_future(EngineClient.open(config, module=core_module))
         await asyncio.sleep(0)  # the engine's process starts first

@@ -56,16 +56,17 @@ async def tokenize(request: Request) -> Response:
 @router.post("/detokenize", openapi_extra=takes(DetokenizeBody))
 async def detokenize(request: Request) -> Response:
     context = context_of(request)
-    body = parse_body(DetokenizeBody, await request.body())
+    data = await request.body()
+    body = parse_body(DetokenizeBody, data)
     context.check_model(body.model)
     several = bool(body.tokens) and isinstance(body.tokens[0], list)
     many: list[Any] = list(body.tokens) if several else [body.tokens]
     if any(not 0 <= token_id < 2**31 for ids in many for token_id in ids):
         raise InvalidParameterError("tokens", "a token id is out of range")
-    texts = [
-        context.tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens is not False)
-        for ids in many
-    ]
+    skips, decode = body.skip_special_tokens is not False, context.tokenizer.decode
+    texts = await context.tokenize(
+        len(data), lambda: [decode(ids, skip_special_tokens=skips) for ids in many]
+    )
     text: Any = texts if several else texts[0]
     return json_response({"text": text, "prompt": text})
 

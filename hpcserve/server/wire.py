@@ -13,6 +13,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 #: Key among a request's ASGI extensions.
 WIRE = "hpcserve.wire"
+#: Most bytes of a request line with its headers, give or take one read. They are kept until all
+#: are there, before anybody asks for a key.
+MOST_HEAD_BYTES = 1 << 18
+_TOO_LONG = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
+    b"connection: close\r\n\r\n"
+    b'{"error":{"message":"the request line and its headers are too long",'
+    b'"type":"invalid_request_error","param":null,"code":"headers_too_large"}}'
+)
 
 
 class Wire:
@@ -61,8 +70,25 @@ class WireProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         #: Of requests that are not answered yet: several where the client pipelines them.
         self._wires: list[Wire] = []
+        self._in_head = False
+        self._head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        was_in_head = self._in_head
+        super().data_received(data)
+        if was_in_head and self._in_head:  # all of it is a part of the head
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEAD_BYTES:
+                if self.cycle is None or self.cycle.response_complete:
+                    self.transport.write(_TOO_LONG)
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is before:

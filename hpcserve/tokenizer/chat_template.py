@@ -162,7 +162,7 @@ def _plain_call(call: Any) -> Any:
     if isinstance(function.get("arguments"), str):
         try:
             function["arguments"] = json.loads(function["arguments"] or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidParameterError(
                 "messages", f"the arguments of tool call {function.get('name')!r}: {error}"
             ) from error

@@ -11,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +22,8 @@ import pytest
 pytestmark = pytest.mark.timeout(400)
 
 SERVE = [sys.executable, "-m", "hpcserve", "serve"]
+#: What a test waits for at most: none depends on how fast the machine is.
+PATIENCE_S = 120
 
 
 class Server:
@@ -39,8 +43,28 @@ class Server:
             found = re.search(r"http://[\d.]+:\d+", line)
             if found:
                 self.url = found[0]
-                return
-        raise AssertionError(f"the server ended: {''.join(self.lines)}")
+                break
+        else:
+            raise AssertionError(f"the server ended: {''.join(self.lines)}")
+        # Whoever says more than a pipe holds waits until it is read.
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(self.process.stdout)
+
+    def end(self) -> tuple[int, str]:
+        """Exit code, and all that it said."""
+        code = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return code, "".join(self.lines)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=PATIENCE_S)
+
+    def post(self, path: str, **content: Any) -> httpx.Response:
+        return httpx.post(self.url + path, timeout=PATIENCE_S, **content)
 
     def __enter__(self) -> Server:
         return self
@@ -48,7 +72,7 @@ class Server:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            self.process.wait(60)
+        self.end()
         assert self.process.stdout is not None
         self.process.stdout.close()
 
@@ -59,8 +83,8 @@ def server() -> Iterator[Server]:
         yield started
 
 
-def loads(url: str) -> dict:
-    return httpx.get(f"{url}/get_server_info").json()["load"]
+def loads(server: Server) -> dict:
+    return server.get("/get_server_info").json()["load"]
 
 
 def test_the_stock_openai_client(server: Server) -> None:
@@ -113,10 +137,15 @@ def test_answers_in_a_given_form(server: Server) -> None:
         [call] = called.choices[0].message.tool_calls
         assert call.function.name == "look_up"
         Capital.model_validate_json(call.function.arguments)
-        with pytest.raises(openai.BadRequestError, match="regex: Regex parsing error"):
-            client.chat.completions.create(
-                model="default", messages=question, extra_body={"regex": "(["}
-            )
+        for stream in (False, True):
+            with pytest.raises(openai.BadRequestError, match="regex: Regex parsing error") as bad:
+                client.chat.completions.create(
+                    model="default", messages=question, extra_body={"regex": "(["}, stream=stream
+                )
+            assert (bad.value.code, bad.value.param) == ("invalid_grammar", "regex")
+    bad_sampling = {"text": "x", "sampling_params": {"ebnf": "root ::= ("}}
+    error = server.post("/generate", json=bad_sampling).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_grammar", "sampling_params")
     sum_of = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
     body = {
         "messages": [{"role": "user", "content": "What is 12 plus 7?"}],
@@ -126,33 +155,33 @@ def test_answers_in_a_given_form(server: Server) -> None:
         "temperature": 0,
         "max_tokens": 150,
     }
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+    answer = server.post("/v1/chat/completions", json=body)
     message = answer.json()["choices"][0]["message"]
     assert "Together 19" in message["reasoning_content"]
     assert isinstance(json.loads(message["content"])["sum"], int)
     sampling = {"regex": "[0-9]{3}", "temperature": 1.0}
-    answer = httpx.post(f"{server.url}/generate", json={"text": "x", "sampling_params": sampling})
+    answer = server.post("/generate", json={"text": "x", "sampling_params": sampling})
     assert re.fullmatch("[0-9]{3}", answer.json()["text"])
 
 
 def test_the_native_api(server: Server) -> None:
     body = {"text": "The capital of France is", "sampling_params": {"temperature": 0}}
-    answer = httpx.post(f"{server.url}/generate", json=body).json()
+    answer = server.post("/generate", json=body).json()
     assert answer["text"] == " Paris."
     meta = answer["meta_info"]
     assert meta["finish_reason"]["type"] == "stop"
     assert meta["completion_tokens"] == len(answer["output_ids"])
-    assert httpx.get(f"{server.url}/health_generate", timeout=30).status_code == 200
-    assert httpx.get(f"{server.url}/get_model_info").json()["model_path"]
+    assert server.get("/health_generate").status_code == 200
+    assert server.get("/get_model_info").json()["model_path"]
 
 
 def test_a_prompt_that_is_too_long_is_told_both_numbers(server: Server) -> None:
     body = {"model": "tiny-chat", "prompt": [5] * 3000}
-    answer = httpx.post(f"{server.url}/v1/completions", json=body)
+    answer = server.post("/v1/completions", json=body)
     assert answer.status_code == 400
     message = answer.json()["error"]["message"]
     assert "3000" in message and "2048" in message
-    broken = httpx.post(f"{server.url}/v1/completions", content=b"{not json")
+    broken = server.post("/v1/completions", content=b"{not json")
     assert broken.status_code == 400
 
 
@@ -162,11 +191,11 @@ def test_a_seed_gives_the_same_text_whatever_else_runs(server: Server) -> None:
         return {"text": "Once upon a time", "sampling_params": sampling}
 
     async def together() -> list[str]:
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as client:
             asked = [client.post(f"{server.url}/generate", json=body(seed)) for seed in range(12)]
             return [answer.json()["text"] for answer in await asyncio.gather(*asked)]
 
-    alone = httpx.post(f"{server.url}/generate", json=body(3), timeout=60).json()["text"]
+    alone = server.post("/generate", json=body(3)).json()["text"]
     texts = asyncio.run(together())
     assert texts[3] == alone
     assert len(set(texts)) > 6
@@ -198,21 +227,24 @@ def test_200_streams_with_random_aborts_leave_the_engine_empty(server: Server) -
 
     async def all_of_them() -> None:
         limits = httpx.Limits(max_connections=200)
-        async with httpx.AsyncClient(timeout=120, limits=limits) as client:
+        async with httpx.AsyncClient(timeout=PATIENCE_S, limits=limits) as client:
             leaving = [rng.randrange(0, 40) if rng.random() < 0.5 else None for _ in range(200)]
             await asyncio.gather(*(one(client, after) for after in leaving))
             assert complete >= leaving.count(None)
 
     asyncio.run(all_of_them())
-    deadline = time.monotonic() + 30
-    while (load := loads(server.url))["num_running"] or load["num_waiting"]:
+    deadline = time.monotonic() + PATIENCE_S
+    while (load := loads(server))["num_running"] or load["num_waiting"]:
         assert time.monotonic() < deadline, load
         time.sleep(0.1)
     assert load["num_free_pages"] + load["num_cached_pages"] == load["num_total_pages"]
 
 
 def test_ctrl_c_drains_and_exits_0() -> None:
-    with Server() as server, httpx.Client(timeout=60) as client:
+    with (
+        Server("--drain-timeout", "300") as server,
+        httpx.Client(timeout=PATIENCE_S) as client,
+    ):
         body = {"model": "x", "prompt": "Count", "max_tokens": 400, "ignore_eos": True}
         body |= {"model": "tiny-chat", "stream": True}
         with client.stream("POST", f"{server.url}/v1/completions", json=body) as response:
@@ -223,7 +255,7 @@ def test_ctrl_c_drains_and_exits_0() -> None:
         assert rest[-1] == "data: [DONE]"
         last = json.loads(rest[-2].removeprefix("data: "))
         assert last["choices"][0]["finish_reason"] == "length"
-        assert server.process.wait(60) == 0
+        assert server.end()[0] == 0
 
 
 def test_a_port_that_is_taken() -> None:
@@ -244,8 +276,7 @@ def test_a_core_that_is_killed_ends_the_server_with_one_line() -> None:
         )
         for pid in children.stdout.split():
             os.kill(int(pid), signal.SIGKILL)
-        assert server.process.wait(30) != 0
-        assert server.process.stdout is not None
-        said = server.process.stdout.read()
+        code, said = server.end()
+    assert code != 0
     assert "error:" in said
     assert "Traceback" not in said

@@ -115,6 +115,17 @@ def test_failed_rows_are_exit_3_and_say_where(tmp_path: Path, model: Path) -> No
     assert "column 'colour' of 1 row" in result.stderr
 
 
+def test_a_prompt_that_is_too_long_names_its_field(tmp_path: Path, model: Path) -> None:
+    long, far_too_long = "a" * 5000, "a" * 50_000
+    rows = [{"prompt": long}, {"prompt": far_too_long}]
+    rows += [{"messages": [{"role": "user", "content": text}]} for text in (long, far_too_long)]
+    result = _batch(tmp_path, rows, model=model)
+    assert result.exit_code == 3, result.stderr
+    errors = [line["response"]["body"]["error"] for line in _read(tmp_path / "out.jsonl")]
+    assert {one["code"] for one in errors} == {"context_length_exceeded"}
+    assert [one["param"] for one in errors] == ["prompt", "prompt", "messages", "messages"]
+
+
 def test_stdin_and_stdout(tmp_path: Path, model: Path) -> None:
     result = CliRunner().invoke(
         main,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+import pytest
+
 from hpcserve.bench.client_pool import Load, run_load
 from hpcserve.bench.completion import RequestStyle
 from hpcserve.bench.metrics import figures_of
@@ -11,16 +13,20 @@ from hpcserve.bench.probe import Server
 from hpcserve.bench.startup import measure_startup
 from hpcserve.bench.token_source import TokenSource
 from hpcserve.bench.workloads.base import make_workload
+from hpcserve.errors import EngineError
 from hpcserve.fake_engine import VOCAB_SIZE, write_byte_tokenizer
 
 PROGRAM = """
 import sys
 
+import pytest
+
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.server import ServerConfig
 from hpcserve.server.run import run_server
 config = EngineConfig.from_options({"model": sys.argv[1]})
-run_server(config, ServerConfig(port=int(sys.argv[2])), core_module="hpcserve.fake_engine")
+server = ServerConfig(port=int(sys.argv[2]), profile_dir=sys.argv[1])
+run_server(config, server, core_module="hpcserve.fake_engine")
 """
 
 
@@ -39,7 +45,9 @@ def test_startup_and_a_load(tmp_path, monkeypatch):
         seen["figures"] = figures_of(requests, result.records)
         seen["flushed"] = server.flush_cache()
         seen["info"] = server.info()
-        seen["profile"] = server.start_profile(tmp_path)
+        seen["profile"] = server.start_profile(tmp_path / "profile")
+        with pytest.raises(EngineError, match=r"400.*--profile-dir"):
+            server.start_profile(tmp_path.parent)
         return {}
 
     monkeypatch.setattr("hpcserve.bench.startup._phases", load)
@@ -51,7 +59,7 @@ def test_startup_and_a_load(tmp_path, monkeypatch):
     assert figures["prompt_tokens"] == 20 * 30
     assert figures["cache_hit_rate"] == 0.1  # the fake says 3 of 30 tokens
     assert figures["ttft_ms"]["p50"] > 0
-    assert seen["flushed"]
+    assert seen["flushed"] and seen["profile"]
     assert "version" in seen["info"]
 
 

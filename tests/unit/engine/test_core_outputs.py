@@ -47,6 +47,7 @@ def test_logprobs_stand_beside_their_tokens() -> None:
 def test_cached_tokens_are_told_with_the_first_token_alone() -> None:
     message = by_frontend([update(0), update(1, num_before=1)], result())[b""]
     assert message.num_cached_tokens == [(0, 10)]
+    assert message.queued_s == [0.0]
 
 
 def test_prompt_logprobs_leave_once_and_in_order() -> None:

@@ -203,7 +203,8 @@ def test_deltas_bring_their_own_logprobs_alone(tokenizer):
 
 def test_times_are_those_of_arrival_first_token_and_end(tokenizer):
     reader = Reader(tokenizer)
-    feed(reader, "abc")
+    reader.step([ord("a")], num_cached_tokens=[(0, 0)])
+    feed(reader, "bc")
     first, *_, last = reader.news
     assert first.arrival_s < first.first_token_s == last.first_token_s
     assert first.finished_s == 0.0

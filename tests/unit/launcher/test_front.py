@@ -90,7 +90,12 @@ def test_where_there_is_none_the_answer_says_so():
             writer.write(b"GET /v1/models HTTP/1.1\r\n\r\n")
             head, body = (await reader.read()).split(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503 ")
-            assert json.loads(body)["error"]["message"] == "no server of this job is ready"
+            assert json.loads(body)["error"] == {
+                "message": "no server of this job is ready",
+                "type": "overloaded_error",
+                "param": None,
+                "code": "no_server",
+            }
 
     asyncio.run(main())
 

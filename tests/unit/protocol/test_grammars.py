@@ -8,7 +8,7 @@ from hpcserve.errors import InvalidParameterError
 from hpcserve.grammar import Grammar
 from hpcserve.protocol.body import parse_body, sampling_params
 from hpcserve.protocol.generate import GenerateSampling
-from hpcserve.protocol.grammars import after_thinking, forced_tool_call
+from hpcserve.protocol.grammars import after_thinking, forced_tool_call, grammar_field
 from hpcserve.protocol.openai import ChatBody, CompletionBody
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
@@ -51,6 +51,28 @@ def of_completion(**fields):
 )
 def test_every_dialect(fields, expected):
     assert of_completion(**fields) == expected
+
+
+@pytest.mark.parametrize("name", ["json_schema", "guided_json", "structural_tag"])
+def test_json_nested_without_end_is_refused(name):
+    for text in ("[" * 100_000, '{"a":' * 100_000):
+        with pytest.raises(InvalidParameterError, match="no valid JSON"):
+            of_completion(**{name: text})
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "text"}, "regex": "a"}, "regex"),
+        ({"guided_choice": ["a"]}, "guided_choice"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"tools": TOOLS, "tool_choice": "required"}, "tool_choice"),
+    ],
+)
+def test_the_field_that_a_grammar_came_from(fields, name):
+    body = parse_body(ChatBody, {"messages": MESSAGES, **fields})
+    assert grammar_field(body, body.response_format) == name
 
 
 def test_sglangs_native_fields():

@@ -60,6 +60,19 @@ def test_forms_of_a_call():
     assert parse_tool_call('{"name": "f", "arguments": "{}"}').function.arguments == "{}"
     assert parse_tool_call('["f"]') is None
     assert parse_tool_call('{"name": 3}') is None
+    assert parse_tool_call('{"name": "f", "arguments": {"x": NaN}}') is None
+    assert parse_tool_call('{"name": "f", "arguments": ' + "[" * 100_000) is None
+
+
+def test_a_call_is_text_that_can_be_sent():
+    """Models write escapes, and may stop within a pair of them."""
+    half = r'{"name": "f", "arguments": {"x": "\ud83d", "y": "é"}}'
+    arguments = parse_tool_call(half).function.arguments
+    assert arguments.encode() and json.loads(arguments) == {"x": "\ud83d", "y": "é"}
+    whole = r'{"name": "f", "arguments": {"x": "\ud83d\ude00"}}'
+    assert parse_tool_call(whole).function.arguments == '{"x": "😀"}'
+    assert parse_tool_call(r'{"name": "\ud83d", "arguments": {}}') is None
+    assert parse_tool_call(r'{"name": "f", "arguments": "\ud83d"}') is None
 
 
 @given(cuts=cuts)

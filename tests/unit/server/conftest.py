@@ -1,7 +1,9 @@
 import asyncio
+import inspect
 import subprocess
 import sys
 import threading
+import time
 from contextlib import asynccontextmanager
 
 import httpx
@@ -9,10 +11,13 @@ import pytest
 import uvicorn
 
 from hpcserve.config.engine import EngineConfig
+from hpcserve.config.server import ServerConfig
+from hpcserve.engine.client import EngineClient
 from hpcserve.fake_engine import FakeCore, fake_engine, write_byte_tokenizer
 from hpcserve.server.app import create_app
 from hpcserve.server.http import uvicorn_config
 from hpcserve.server.run import bind
+from hpcserve.tokenizer.tokenizer import Tokenizer
 
 SERVE = """
 import sys
@@ -35,6 +40,10 @@ sys.exit(code)
 """
 
 
+#: What a test waits for at most. None depends on how fast the machine is.
+PATIENCE_S = 60
+
+
 class ServerProcess:
     """A server of its own, over a fake core of the given life."""
 
@@ -46,12 +55,55 @@ class ServerProcess:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._said, self._news = [], threading.Condition()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self.line = self.process.stdout.readline()
         self.url = self.line.split()[-1] if self.line else ""
 
+    def _listen(self):
+        for line in self.process.stderr:
+            with self._news:
+                self._said.append(line)
+                self._news.notify_all()
+
+    def wait_said(self, text):
+        """Until its log has it."""
+        with self._news:
+            if not self._news.wait_for(lambda: text in "".join(self._said), PATIENCE_S):
+                pytest.fail(f"not said: {text}; but {self._said}")
+
+    def get(self, path):
+        return httpx.get(self.url + path, timeout=PATIENCE_S)
+
+    def post(self, path, **body):
+        return httpx.post(self.url + path, json=body, timeout=PATIENCE_S)
+
+    def stream(self, path, **body):
+        return httpx.stream("POST", self.url + path, json=body, timeout=PATIENCE_S)
+
     def end(self):
-        out, err = self.process.communicate(timeout=20)
-        return self.process.returncode, out, err
+        """Its exit code, what else it printed, and its log."""
+        self.process.wait(PATIENCE_S)
+        self._listener.join(PATIENCE_S)
+        return self.process.returncode, self.process.stdout.read(), "".join(self._said)
+
+    def free(self):
+        """Whatever a test left of it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self._listener.join(PATIENCE_S)
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+async def _until(is_so):
+    """Poll a condition, plain or async."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (await found if inspect.isawaitable(found := is_so()) else found):
+        assert time.monotonic() < deadline, "it did not come to be"
+        await asyncio.sleep(0.01)
 
 
 class Served:
@@ -66,11 +118,10 @@ class Served:
         return response.json()
 
     async def emptied(self):
-        for _ in range(300):
-            if self.client.num_open == 0 and (await self.client.stats()).num_running == 0:
-                return
-            await asyncio.sleep(0.01)
-        pytest.fail("requests run on")
+        async def none_runs():
+            return self.client.num_open == 0 and (await self.client.stats()).num_running == 0
+
+        await _until(none_runs)
 
 
 @asynccontextmanager
@@ -78,7 +129,7 @@ async def _serve(folder, core, real, **options):
     folder.mkdir(exist_ok=True)
     config = EngineConfig.from_options({"model": str(folder)})
     async with fake_engine(core, folder, config) as client:
-        app = create_app(client, **options)
+        app = create_app(client, ServerConfig(**options))
         if not real:
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -90,7 +141,7 @@ async def _serve(folder, core, real, **options):
         server.capture_signals = threading.RLock
         task = asyncio.create_task(server.serve(sockets=[listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with httpx.AsyncClient(base_url=url, timeout=20) as http:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as http:
             yield Served(http, client, core, url)
         server.should_exit = True
         await task
@@ -104,7 +155,7 @@ def serve(tmp_path):
         async def main():
             core = FakeCore(**core_options)
             async with _serve(tmp_path / "byte-model", core, real, **(server or {})) as served:
-                await asyncio.wait_for(scenario(served), 60)
+                await asyncio.wait_for(scenario(served), 2 * PATIENCE_S)
 
         asyncio.run(main())
 
@@ -112,9 +163,45 @@ def serve(tmp_path):
 
 
 @pytest.fixture
-def server_process():
-    """Start a server as a process: `server_process(folder, life=..., workers=...)`."""
-    return ServerProcess
+def with_replicas(tmp_path):
+    """Run `scenario(served)` against a server over two cores, processes of the given life."""
+
+    def run(scenario, life=0, dp=2):
+        async def main():
+            options = {"model": str(tmp_path), "dp": dp, "random_seed": life}
+            tokenizer = Tokenizer.load(write_byte_tokenizer(tmp_path))
+            client = await EngineClient.start(
+                EngineConfig.from_options(options), tokenizer, module="hpcserve.fake_engine"
+            )
+            async with client:
+                transport = httpx.ASGITransport(create_app(client))
+                async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+                    served = Served(http, client, None, "http://test")
+                    await asyncio.wait_for(scenario(served), 2 * PATIENCE_S)
+
+        asyncio.run(main())
+
+    return run
+
+
+@pytest.fixture
+def server_process(tmp_path):
+    """Start a server as a process: `server_process(life=..., workers=...)`; it is gone afterwards."""
+    begun = []
+
+    def start(**options):
+        begun.append(ServerProcess(tmp_path, **options))
+        return begun[-1]
+
+    yield start
+    for one in begun:
+        one.free()
+
+
+@pytest.fixture
+def until():
+    """`await until(condition)`: poll it, plain or async, as long as it may take."""
+    return _until
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def test_models(serve):
         assert missing.status_code == 404
         assert missing.json()["error"]["code"] == "model_not_found"
 
-    serve(scenario, server={"model_name": "nice"})
+    serve(scenario, server={"served_model_name": "nice"})
 
 
 def test_information(serve):
@@ -48,6 +48,66 @@ def test_health(serve):
         await served.client.drain(1)
         for path in ("/health", "/health_generate"):
             assert (await served.http.get(path)).status_code == 503
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize("patience_s", [60.0, 0.0])
+def test_a_busy_engine_is_healthy(serve, until, monkeypatch, patience_s):
+    """Others get tokens, even where a request of its own is refused for the length of the queue."""
+    monkeypatch.setattr("hpcserve.server.health._OTHERS_S", patience_s)
+
+    async def scenario(served):
+        endless = {"text": "a", "sampling_params": {"ignore_eos": True, "max_new_tokens": 4000}}
+        running = asyncio.create_task(served.http.post("/generate", json=endless))
+        await until(lambda: served.core.num_output_tokens)
+        await served.post("/generate", {"text": "a"}, expect=503)
+        num_seen = len(served.core.seen)
+        assert (await served.http.get("/health_generate")).status_code == 200
+        assert (await served.http.get("/health")).status_code == 200
+        assert len(served.core.seen) == num_seen + (not patience_s)
+        await served.post("/abort_request", {"abort_all": True})
+        await running
+
+    serve(scenario, max_queued=1, step_delay_s=0.02)
+
+
+def test_an_engine_that_makes_no_token_is_not(serve, monkeypatch):
+    monkeypatch.setattr("hpcserve.server.health._GENERATE_TIMEOUT_S", 0.3)
+
+    async def scenario(served):
+        answer = await served.http.get("/health_generate")
+        assert answer.status_code == 503
+        assert "no token came" in answer.json()["error"]["message"]
+        assert (await served.http.get("/health")).status_code == 200
+
+    # A queue that is full of nothing: as if all that runs hung.
+    serve(scenario, max_queued=0)
+
+
+def test_errors_name_the_field_that_the_prompt_came_from(serve):
+    async def scenario(served):
+        def chat(text):
+            return {"messages": [{"role": "user", "content": text}]}
+
+        long, far_too_long = "a" * 5000, "a" * 50_000
+        for path, body, field in [
+            ("/v1/chat/completions", chat(long), "messages"),
+            ("/v1/chat/completions", chat(far_too_long), "messages"),
+            ("/v1/chat/completions", {**chat("a"), "max_tokens": 5000}, "messages"),
+            ("/v1/completions", {"prompt": long}, "prompt"),
+            ("/v1/completions", {"prompt": far_too_long}, "prompt"),
+            ("/v1/completions", {"prompt": [5000]}, "prompt"),
+            ("/generate", {"text": long}, "text"),
+            ("/generate", {"text": far_too_long}, "text"),
+            ("/generate", {"text": ""}, "text"),
+            ("/generate", {"input_ids": [1] * 5000}, "input_ids"),
+            ("/generate", {"input_ids": [5000]}, "input_ids"),
+        ]:
+            for stream in (False, True):
+                found = await served.post(path, {**body, "stream": stream}, expect=400)
+                assert found["error"]["param"] == field, (path, found)
+                assert not found["error"]["message"].startswith("prompt:") or field == "prompt"
 
     serve(scenario)
 
@@ -94,8 +154,20 @@ def test_malformed_requests(serve):
         found = await served.http.post("/generate", content=b'{"text": "a"}', headers=header)
         assert found.json()["text"] == "a"
         assert (await served.http.get("/nowhere")).json()["error"]["message"].startswith("GET /now")
-        assert (await served.http.get("/generate")).status_code == 405
+        wrong = await served.http.get("/generate")
+        assert wrong.status_code == 405
+        assert "POST" in wrong.headers["allow"]  # RFC 9110, 15.5.6
         assert (await served.http.get("/openapi.json")).status_code == 200
+
+    serve(scenario)
+
+
+def test_a_part_of_a_path_that_is_wrong(serve):
+    async def scenario(served):
+        for path in ("/replicas/first/drain", "/replicas/1.5/resume"):
+            found = await served.post(path, {}, expect=400)
+            assert set(found["error"]) == {"message", "type", "param", "code"}
+            assert found["error"]["param"] == "index"
 
     serve(scenario)
 
@@ -115,15 +187,19 @@ def test_api_key(serve):
     serve(scenario, server={"api_key": "schlüssel"})
 
 
-def test_full_queue(serve):
+def test_full_queue(serve, until):
     async def scenario(served):
-        body = {"text": "aaaaaaaa"}
-        posts = [served.http.post("/generate", json=body) for _ in range(5)]
-        found = await asyncio.gather(*posts)
-        assert sorted(f.status_code for f in found) == [200, 200, 503, 503, 503]
-        refused = next(f for f in found if f.status_code == 503)
-        assert refused.json()["error"]["code"] == "queue_full"
-        assert refused.headers["retry-after"] == "1"
+        endless = {"text": "a", "sampling_params": {"ignore_eos": True, "max_new_tokens": 4000}}
+        posts = [
+            asyncio.ensure_future(served.http.post("/generate", json=endless)) for _ in "12345"
+        ]
+        await until(lambda: sum(post.done() for post in posts) == 3)
+        for refused in (post.result() for post in posts if post.done()):
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "queue_full"
+            assert refused.headers["retry-after"] == "1"
+        served.client.abort_all()
+        assert sorted([(await post).status_code for post in posts]) == [200, 200, 503, 503, 503]
 
     serve(scenario, max_queued=2, step_delay_s=0.02)
 

@@ -6,32 +6,26 @@ import json
 import os
 import signal
 import time
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families as read
 
 from hpcserve.errors import EngineStartError
 from hpcserve.server import frontends as frontends_module
+
+pytestmark = pytest.mark.timeout(400)
 
 ENDLESS = {"ignore_eos": True, "max_new_tokens": 3000}
 
 
 @pytest.fixture
-def start(tmp_path, server_process):
-    """Start servers of two HTTP processes; all are gone afterwards."""
-    begun = []
-
-    def run(**options):
-        begun.append(server_process(tmp_path, workers=2, **options))
-        return begun[-1]
-
-    yield run
-    for one in begun:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.process.communicate()
+def start(server_process):
+    """Start servers of two HTTP processes."""
+    return partial(server_process, workers=2)
 
 
 def frontends(served):
@@ -44,10 +38,16 @@ def frontends(served):
     return found
 
 
+def wait_for(is_so, patience_s=60):
+    until = time.monotonic() + patience_s
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def answered_by(served):
     """Texts of 12 requests, each on a connection of its own."""
-    bodies = [{"text": f"text {number}"} for number in range(12)]
-    return [httpx.post(served.url + "/generate", json=body).json()["text"] for body in bodies]
+    return [served.post("/generate", text=f"text {n}").json()["text"] for n in range(12)]
 
 
 def test_all_serve_and_ctrl_c_drains(start):
@@ -55,11 +55,9 @@ def test_all_serve_and_ctrl_c_drains(start):
     assert served.line.startswith("hpcserve serves ")
     assert len(frontends(served)) == 2
     assert answered_by(served) == [f"text {number}" for number in range(12)]
-    loads = {json.dumps(httpx.get(served.url + "/load").json()) for _ in range(8)}
+    loads = {json.dumps(served.get("/load").json()) for _ in range(8)}
     assert len(loads) == 1
-    with httpx.stream(
-        "POST", served.url + "/generate", json={"text": "a" * 20, "stream": True}
-    ) as r:
+    with served.stream("/generate", text="a" * 20, stream=True) as r:
         lines = r.iter_lines()
         next(lines)
         os.kill(served.process.pid, signal.SIGINT)
@@ -69,11 +67,40 @@ def test_all_serve_and_ctrl_c_drains(start):
     assert "Traceback" not in err
 
 
+def shared_folder(served):
+    return Path(frontends(served)[0].environ()["PROMETHEUS_MULTIPROC_DIR"])
+
+
+def counted(served, name):
+    text = served.get("/metrics").text
+    found = [s.value for f in read(text) for s in f.samples if s.name == name]
+    return sum(found)
+
+
+def test_whoever_is_asked_tells_of_all_and_of_those_that_are_gone(start):
+    served = start()
+    name = "hpcserve_requests_total"
+    answered_by(served)
+    # Connections are spread by the kernel: of eight, all to one process is one case in 128.
+    assert [counted(served, name) for _ in range(8)] == [12.0] * 8
+    assert counted(served, "hpcserve_time_to_first_token_seconds_count") == 12
+    gone = frontends(served)
+    for one in gone:
+        one.kill()
+    wait_for(lambda: len({one.pid for one in frontends(served)} - {one.pid for one in gone}) == 2)
+    answered_by(served)
+    assert [counted(served, name) for _ in range(4)] == [24.0] * 4
+    folder = shared_folder(served)
+    assert folder.is_dir()
+    served.process.terminate()
+    code, _, err = served.end()
+    assert code == 0, err
+    assert not folder.exists()
+
+
 def test_sigterm_to_every_process_drains_as_well(start):
     served = start(life=3)
-    with httpx.stream(
-        "POST", served.url + "/generate", json={"text": "a" * 20, "stream": True}
-    ) as r:
+    with served.stream("/generate", text="a" * 20, stream=True) as r:
         lines = r.iter_lines()
         next(lines)
         server = psutil.Process(served.process.pid)
@@ -88,10 +115,7 @@ def test_one_that_dies_is_started_again(start):
     served = start()
     gone = frontends(served)[0]
     gone.kill()
-    until = time.monotonic() + 20
-    while len([one for one in frontends(served) if one.pid != gone.pid]) < 2:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: len([one for one in frontends(served) if one.pid != gone.pid]) == 2)
     # Connections wait on the socket until the new process takes them.
     assert answered_by(served) == [f"text {number}" for number in range(12)]
     served.process.terminate()
@@ -103,7 +127,7 @@ def test_one_that_dies_is_started_again(start):
 def test_a_dead_engine_ends_all(start):
     served = start(life=2)
     children = frontends(served)
-    assert httpx.post(served.url + "/generate", json={"text": "a" * 50}).status_code == 503
+    assert served.post("/generate", text="a" * 50).status_code == 503
     code, _, err = served.end()
     assert code == 1
     assert "the engine is gone (core)" in err.strip().splitlines()[-1]
@@ -112,13 +136,13 @@ def test_a_dead_engine_ends_all(start):
 
 
 def test_a_second_ctrl_c_ends_at_once(start):
-    served = start(life=3, drain_s=60)
-    body = {"text": "a", "stream": True, "sampling_params": ENDLESS}
-    with httpx.stream("POST", served.url + "/generate", json=body) as response:
-        next(response.iter_lines())
-        for _ in range(2):
-            os.kill(served.process.pid, signal.SIGINT)
-            time.sleep(0.2)
+    served = start(life=3, drain_s=3600)
+    with served.stream("/generate", text="a", stream=True, sampling_params=ENDLESS) as response:
+        lines = response.iter_lines()  # held: once it is gone, so is the connection
+        next(lines)
+        os.kill(served.process.pid, signal.SIGINT)
+        served.wait_said("1 requests are running")
+        os.kill(served.process.pid, signal.SIGINT)
         code, _, err = served.end()
     assert code == 130, err
     assert "Traceback" not in err
@@ -127,9 +151,11 @@ def test_a_second_ctrl_c_ends_at_once(start):
 def test_a_killed_server_leaves_nobody(start):
     served = start()
     children = frontends(served)
+    folder = shared_folder(served)
     served.process.kill()
-    gone, alive = psutil.wait_procs(children, timeout=10)
+    gone, alive = psutil.wait_procs(children, timeout=60)
     assert len(gone) == 2 and not alive
+    assert not folder.exists()
 
 
 class MortalFrontend:

@@ -2,37 +2,16 @@
 
 import asyncio
 
-import httpx
-
-from hpcserve.config.engine import EngineConfig
-from hpcserve.engine.client import EngineClient
-from hpcserve.fake_engine import write_byte_tokenizer
 from hpcserve.sampling_params import SamplingParams
-from hpcserve.server.app import create_app
-from hpcserve.tokenizer.tokenizer import Tokenizer
 
 #: A fake's life in which a step takes 20 ms.
 SLOW = 3
 
 
-def with_replicas(scenario, folder, dp=2):
-    """Run `scenario(client, http)` against a server over `dp` cores."""
-
-    async def run():
-        config = EngineConfig.from_options({"model": str(folder), "dp": dp, "random_seed": SLOW})
-        tokenizer = Tokenizer.load(write_byte_tokenizer(folder))
-        client = await EngineClient.start(config, tokenizer, module="hpcserve.fake_engine")
-        async with client:
-            transport = httpx.ASGITransport(create_app(client))
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-                await asyncio.wait_for(scenario(client, http), 30)
-
-    asyncio.run(run())
-
-
-def test_a_replica_is_drained_and_taken_back(tmp_path):
-    async def scenario(client, http):
-        params = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+def test_a_replica_is_drained_and_taken_back(with_replicas):
+    async def scenario(served):
+        client, http = served.client, served.http
+        params = SamplingParams(temperature=0.0, max_tokens=4000, ignore_eos=True)
         prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12]]
         running = [asyncio.ensure_future(client.complete(one, params)) for one in prompts]
         await asyncio.sleep(0)
@@ -44,8 +23,9 @@ def test_a_replica_is_drained_and_taken_back(tmp_path):
         await asyncio.sleep(0)
         states = (await http.get("/replicas")).json()["replicas"]
         assert [one["num_open"] for one in states] == [6, 2]
+        client.abort_all()
         outputs = await asyncio.gather(*running, *later)
-        assert {one.outputs[0].finish_reason for one in outputs} == {"length"}
+        assert {one.outputs[0].finish_reason for one in outputs} == {"abort"}
         states = (await http.get("/replicas")).json()["replicas"]
         assert [one["state"] for one in states] == ["ready", "drained"]
         # The last one is not given up.
@@ -54,21 +34,23 @@ def test_a_replica_is_drained_and_taken_back(tmp_path):
         assert (await http.post("/replicas/1/resume")).json()["state"] == "ready"
         assert (await http.post("/replicas/0/drain")).json()["state"] == "drained"
 
-    with_replicas(scenario, tmp_path)
+    with_replicas(scenario, life=SLOW)
 
 
-def test_one_that_there_is_not(tmp_path):
-    async def scenario(client, http):
+def test_one_that_there_is_not(with_replicas):
+    async def scenario(served):
+        http = served.http
         for path in ("/replicas/2/drain", "/replicas/-1/resume"):
             answer = await http.post(path)
             assert answer.status_code == 400
             assert "valid: 0 to 1" in answer.json()["error"]["message"]
 
-    with_replicas(scenario, tmp_path)
+    with_replicas(scenario, life=SLOW)
 
 
-def test_a_dead_replica_is_shown_and_stays_drained_when_it_is_back(tmp_path):
-    async def scenario(client, http):
+def test_a_dead_replica_is_shown_and_stays_drained_when_it_is_back(with_replicas):
+    async def scenario(served):
+        client, http = served.client, served.http
         client.drain_replica(0)
         client.replicas[0].lost("a test said so")
         first, second = (await http.get("/server_info")).json()["replicas"]
@@ -79,4 +61,4 @@ def test_a_dead_replica_is_shown_and_stays_drained_when_it_is_back(tmp_path):
             await asyncio.sleep(0.02)
         assert (await http.get("/replicas")).json()["replicas"][0]["num_restarts"] == 1
 
-    with_replicas(scenario, tmp_path)
+    with_replicas(scenario, life=SLOW)

@@ -75,6 +75,9 @@ def test_tool_call_arguments_become_objects():
     messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
     assert render(template, messages) == '{"x": 1}'
     assert call["function"]["arguments"] == '{"x": 1}'
+    call["function"]["arguments"] = "[" * 100_000
+    with pytest.raises(InvalidParameterError, match="arguments of tool call 'f'"):
+        render(template, messages)
     call["function"]["arguments"] = "{"
     with pytest.raises(InvalidParameterError, match="'f'"):
         render(template, messages)
