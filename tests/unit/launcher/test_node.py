@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import socket
 import sys
+import time
 
 import pytest
 
 from hpcserve.config.cluster import ClusterConfig
 from hpcserve.errors import EngineStartError
-from hpcserve.launcher import network
+from hpcserve.launcher import network, rendezvous
 from hpcserve.launcher.base import JobEnvironment
 from hpcserve.launcher.files import read_json, write_json
 from hpcserve.launcher.job_dir import JobDir
@@ -97,3 +101,80 @@ def test_a_command_that_is_not_there_is_named(run_node):
     node = Node(job_dir, here(1), ClusterConfig(ifname="lo"), options, SignalInbox(caught=()))
     with pytest.raises(EngineStartError, match="/no/such/engine"):
         node.run([])
+
+
+@pytest.fixture
+def watching(tmp_path):
+    """A node whose engine has not been started, and the word of its supervisor."""
+    job_dir = JobDir.create(tmp_path / "run")
+    options = NodeOptions(orphan_s=30.0)
+    node = Node(job_dir, here(0), ClusterConfig(ifname="lo"), options, SignalInbox(caught=()))
+    times = itertools.count(1000)
+
+    def word(incarnation, number):
+        write_json(job_dir.state, {"incarnation": incarnation, "restart_count": number})
+        os.utime(job_dir.state, (1, next(times)))
+        node._obey_supervisor()
+        return node._engine.stopping
+
+    return node, word
+
+
+def test_a_node_makes_room_for_a_later_run_of_the_job(watching):
+    _, word = watching
+    assert not word("7.0", 1)
+    assert not word("6.0", 0)  # the last word of an earlier one
+    assert not word("7.0", 1)
+    assert word("7.1", 2)
+
+
+def test_a_node_that_never_saw_its_own_run_believes_no_old_file(watching):
+    _, word = watching
+    assert not word("6.0", 3)
+
+
+def test_a_node_that_slurm_suspended_does_not_blame_the_supervisor(watching, monkeypatch):
+    node, word = watching
+    word("7.0", 1)
+    now = time.monotonic()
+    for seconds, stops in ((300, False), (301, False), (313, False), (325, False), (337, True)):
+        monkeypatch.setattr("hpcserve.launcher.node.time.monotonic", lambda at=now + seconds: at)
+        node._obey_supervisor()
+        assert node._engine.stopping is stops, seconds
+
+
+def test_a_node_that_was_told_to_end_starts_no_engine(run_node, monkeypatch, tmp_path):
+    job_dir, run = run_node
+    told = iter([False, True])
+    monkeypatch.setattr(Node, "_told_to_stop", lambda _: next(told))
+    assert run(1, f'open("{tmp_path}/started", "w")') == 0
+    assert not (tmp_path / "started").exists()
+    assert read_json(job_dir.node(1))["phase"] == "ended"
+
+
+def test_another_runs_address_is_replaced(tmp_path):
+    job_dir = JobDir.create(tmp_path / "run")
+    old, new = (ServerAddress(job_dir, one, "10.0.0.1") for one in ("7.0", "7.1"))
+    for port, one in ((1, old), (2, new)):
+        write_json(one.bound_file, {"host": "0.0.0.0", "port": port})
+        one.publish()
+    old.publish()  # a node of an earlier run that is still there
+    assert read_json(job_dir.server)["port"] == 2
+
+
+def test_who_was_told_to_end_does_not_blame_the_head(tmp_path):
+    job_dir = JobDir.create(tmp_path / "run")
+    with pytest.raises(EngineStartError, match="told to end"):
+        rendezvous.wait_for(job_dir, here(1), 60.0, lambda: True)
+
+
+def test_a_named_port_is_free_for_the_next_run():
+    """Although connections of the one before linger, which the kernel keeps for a minute."""
+    first = rendezvous.bind("127.0.0.1")
+    address = first.getsockname()
+    with socket.create_connection(address) as client:
+        accepted, _ = first.accept()
+        accepted.close()
+        assert client.recv(1) == b""
+    first.close()
+    rendezvous.bind(*address).close()
