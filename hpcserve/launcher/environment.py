@@ -20,9 +20,13 @@ def inside_allocation() -> bool:
     return bool(os.environ.get("SLURM_JOB_ID"))
 
 
+#: The batch script's own step, and that of the shell which `salloc` opens on the first node.
+_NO_STEPS = ("", "4294967291", "4294967290")
+
+
 def in_step() -> bool:
     """Whether `srun` started this process, rather than the batch script or `salloc`."""
-    return inside_allocation() and os.environ.get("SLURM_STEP_ID", "") not in ("", "4294967291")
+    return inside_allocation() and os.environ.get("SLURM_STEP_ID", "") not in _NO_STEPS
 
 
 def current() -> JobEnvironment:

@@ -55,7 +55,8 @@ def test_a_task_of_an_array_is_followed_by_one_of_its_own_number(fake_slurm, fol
     (words,) = fake_slurm.calls("sbatch")
     assert {"--dependency=afterany:12_3", "--array=3"} <= set(words)
     fake_slurm.says(
-        "squeue", stdout=ROW.format(id="12_3", state="FAILED") + ROW.format(id="13_3", state="RUNNING")
+        "squeue",
+        stdout=ROW.format(id="12_3", state="FAILED") + ROW.format(id="13_3", state="RUNNING"),
     )
     assert status(find("12_3"), thorough=True).job_id == "13_3"
     assert (find("13_3").name, find("13_3").job_dir.described()["login_host"]) == (

@@ -126,7 +126,7 @@ def test_a_task_that_the_array_has_not_is_not_dead(chained, replicas, said):
 
 
 def test_a_tunnel_leads_to_a_server_that_answers(chained):
-    job_dir, says, slurm = chained
+    job_dir, says, _ = chained
     job_dir.update_job(login_host="login1")
     write_json(job_dir.endpoint, {"url": "u", "address": "10.0.0.7", "port": 81})
     says("12", "ready")

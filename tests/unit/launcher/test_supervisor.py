@@ -186,7 +186,9 @@ def test_a_follow_up_job_finds_the_work_done(make):
     assert (job.code, job.said["incarnation"]) == (0, "6.0")
 
 
-LINE = "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***"
+LINE = (
+    "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***"
+)
 
 
 def write_log(job, text):
