@@ -48,6 +48,7 @@ def render_script(request: JobRequest, *, launcher: str = "slurm") -> str:
         image=request.cluster.container or "",
         mounts=_mounts(request),
         env_names=tuple(dict.fromkeys([*_OURS, *(v.name for v in (*variables, *defaults))])),
+        users_env=tuple(one.name for one in variables),
         gpus=request.layout.gpus_per_node > 0,
     )
     container = runtime.prefix(spec)

@@ -69,7 +69,9 @@ def test_docker_script_touches_its_own_container_only(tmp_path):
     env = fake_docker(tmp_path / "bin", "case $1 in run) exit 7;; esac")
     env |= {"CUDA_VISIBLE_DEVICES": "2,3", "NCCL_NET": "AWS Libfabric", "UNRELATED": "x"}
     done = run_task(
-        env, "org/image", "--gpus", "--mount", "/a b:/c", "--", "hpcserve", "node", "it's $x"
+        env,
+        *("org/image", "--gpus", "--env", "PROXY", "--mount", "/a b:/c"),
+        *("--", "hpcserve", "node", "it's $x"),
     )
     assert done.returncode == 7
     calls = (tmp_path / "bin" / "calls").read_text().splitlines()
@@ -79,6 +81,7 @@ def test_docker_script_touches_its_own_container_only(tmp_path):
     assert '--gpus "device=2,3"' in run
     assert "--volume /a b:/c" in run
     assert "--env NCCL_NET" in run
+    assert "--env PROXY" in run
     assert "UNRELATED" not in run
     assert run.endswith("org/image hpcserve node it's $x")
 
