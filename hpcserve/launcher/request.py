@@ -83,6 +83,10 @@ def make_request(
     for one in _SET_BY_THE_LAUNCHER:
         if not settings[one].is_default:
             raise ConfigError(f"{one} is set by the job itself on each node; give --nodes instead")
+    for key in slurm.sbatch:
+        name = key.lstrip("-").partition("=")[0]
+        if name in _NOT_BY_SBATCH:
+            raise ConfigError(f"--sbatch {name}: {_NOT_BY_SBATCH[name]}")
     layout = layout_of(engine, slurm, cluster, settings)
     engine = engine.replace(tp_size=layout.tp)
     name = slurm.job_name or f"hpcserve-{Path(engine.model.model).name or 'tiny-chat'}"
@@ -185,6 +189,16 @@ def with_workers(settings: Mapping[str, Setting]) -> Mapping[str, Setting]:
     return {**settings, "replicas": jobs}
 
 
+#: What the run directory and the supervisor are built on.
+_NOT_BY_SBATCH = {
+    "array": "say --replicas, or for a batch run --jobs: each task needs a folder of its own",
+    "output": "the log lies in the run directory; --run-dir says where that is",
+    "error": "the log lies in the run directory, with what SLURM says of the end in it",
+    "open-mode": "logs are appended to, so that a requeued job keeps its own",
+    "ntasks": "one task runs on each node, and starts the node's ranks; say --nodes",
+    "ntasks-per-node": "one task runs on each node, and starts the node's ranks; say --tp",
+    "wait": "submit answers at once; `hpcserve wait JOB` waits",
+}
 #: Starting over was done at submission: a job that is started again must not do it.
 _SAID_OTHERWISE = ("input", "inputs", "output", "model", "jobs", "fresh")
 #: Of a job's drain, for a batch run's own end.

@@ -110,6 +110,28 @@ def test_a_connection_waits_for_the_server_that_comes_back(monkeypatch):
     asyncio.run(main())
 
 
+def test_a_file_system_that_fails_once_does_not_freeze_what_is_known(monkeypatch):
+    monkeypatch.setattr(fronts, "REFRESH_S", 0.05)
+
+    async def main():
+        async with echo("later") as later:
+            answers = iter([[], OSError(116, "Stale file handle")])
+
+            def find():
+                answer = next(answers, [later])
+                if isinstance(answer, OSError):
+                    raise answer
+                return answer
+
+            front = Front(find, patience_s=30.0)
+            async with front.listening("127.0.0.1", 0) as server:
+                name, _, writer = await connect(server.sockets[0].getsockname()[1])
+                writer.close()
+                assert name == "later"
+
+    asyncio.run(main())
+
+
 def test_a_port_that_is_taken_is_an_error():
     async def main():
         async with front_of([]) as port:

@@ -96,6 +96,14 @@ def test_outer_job_does_not_leak(slurm, monkeypatch):
     )
 
 
+def test_what_only_sbatch_reads_is_left_to_it(slurm, monkeypatch):
+    monkeypatch.setenv("SBATCH_WCKEY", "project")
+    monkeypatch.setenv("SBATCH_OUTPUT", "elsewhere.log")  # the log would be lost to `logs`
+    run("submit", "org/model", "--launcher", "slurm")
+    seen = slurm.environment()
+    assert (seen.get("SBATCH_WCKEY"), seen.get("SBATCH_OUTPUT")) == ("project", None)
+
+
 def test_precedence_is_command_line_environment_cluster_preset(slurm, monkeypatch, tmp_path):
     cluster, preset = tmp_path / "c.yaml", tmp_path / "m.yaml"
     cluster.write_text("partition: c\naccount: c\nqos: c\ntime: '5'\n")
@@ -238,6 +246,8 @@ def test_a_job_takes_no_pipe(slurm, verb):
         (["--container-runtime", "docker"], "--container IMAGE"),
         (["--env", "NOVALUE"], "KEY=VALUE"),
         (["--preset", "nonsense"], "llama-3.1-8b"),
+        (["--sbatch", "array=0-3"], "--replicas"),
+        (["--sbatch", "--output=x.log"], "--run-dir"),
     ],
 )
 def test_mistakes_are_refused_with_the_fix(slurm, words, said):
