@@ -55,7 +55,9 @@ def describe_site() -> str:
 def _gpu_line(slurms_name: str) -> str:
     """SLURM may call a GPU as its driver does: nvidia_h100_80gb_hbm3."""
     kind = gpus.recognized(slurms_name)
-    said = f"  # {slurms_name}" if slurms_name and (kind is None or kind.name != slurms_name) else ""
+    said = (
+        f"  # {slurms_name}" if slurms_name and (kind is None or kind.name != slurms_name) else ""
+    )
     return f"{f'gpu: {kind.name}' if kind else '# gpu: h100'}{said}"
 
 

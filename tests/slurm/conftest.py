@@ -80,9 +80,7 @@ class Job:
         eventually(reached, f"job {self.job_id} {' or '.join(states)}", timeout, self.story)
         return self.status()
 
-    def eventually(
-        self, holds: Callable[[], bool], what: str, timeout: float = PATIENCE_S
-    ) -> None:
+    def eventually(self, holds: Callable[[], bool], what: str, timeout: float = PATIENCE_S) -> None:
         eventually(holds, what, timeout, self.story)
 
     def until_beat(self, rank: int, key: str) -> None:

@@ -20,7 +20,9 @@ def array(site):
     rows.write_text("".join(f'{{"prompt": "Count to {number}:"}}\n' for number in range(NUM_ROWS)))
     # Neither begins before the other is there, else one might answer everything.
     came = f"{site.home}/came-"
-    meet = f"touch {came}$SLURM_ARRAY_TASK_ID; until [[ -e {came}0 && -e {came}1 ]]; do sleep 1; done"
+    meet = (
+        f"touch {came}$SLURM_ARRAY_TASK_ID; until [[ -e {came}0 && -e {came}1 ]]; do sleep 1; done"
+    )
 
     def submit(*words):
         done = site.hpc(

@@ -138,7 +138,10 @@ def test_tp_over_two_nodes_where_the_host_name_misleads(site, nothing_left):
         assert answer.readline().startswith("data: ")  # it runs
         site.slurm.run("scancel", job.job_id)  # sends SIGTERM to every process of the job
         *_, last, end = (line for line in answer if line.strip())
-    assert (json.loads(last[6:])["choices"][0]["finish_reason"], end) == ("length", "data: [DONE]\n")
+    assert (json.loads(last[6:])["choices"][0]["finish_reason"], end) == (
+        "length",
+        "data: [DONE]\n",
+    )
     assert job.until("finished")["cause"].startswith("cancelled")
 
 

@@ -2,8 +2,8 @@
 
     python -m hpcserve.launcher.testing.fake_server --host H --port P [any option of `hpcserve serve`]
 
-It answers /health (with the number of requests that run), /v1/models and /v1/completions, drains on SIGTERM as the real one does, and
-misbehaves as FAKE_ENGINE says, a comma-separated list of:
+It answers /health (with the number of requests that run), /v1/models and /v1/completions, drains on
+SIGTERM as the real one does, and misbehaves as FAKE_ENGINE says, a comma-separated list of:
 
     load=S        answers only after S seconds
     slow=S        each completion takes S seconds

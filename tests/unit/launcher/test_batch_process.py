@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from hpcserve.launcher.base import JobEnvironment
@@ -26,7 +24,7 @@ def test_a_job_of_plain_sbatch_is_known_with_its_log(fake_slurm, folder, tmp_pat
         log = tmp_path / f"slurm {number}.log"
         fake_slurm.says("scontrol", stdout=f"JobId={number}\n   StdOut={log}\n")
         _adopt(folder, here(number), "serve", on_slurm=True)
-        assert os.readlink(folder.job_log) == str(log)
+        assert folder.job_log.readlink() == log
     assert (find("7").job_dir, find("8").name) == (folder, "run")
 
 

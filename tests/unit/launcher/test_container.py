@@ -61,7 +61,7 @@ def fake_docker(folder, body):
 
 def run_task(env, *words):
     return subprocess.run(
-        ["bash", TASK_SCRIPT, "docker", *words], env=env, capture_output=True, text=True, timeout=20
+        ["bash", TASK_SCRIPT, "docker", *words], env=env, capture_output=True, text=True, timeout=60
     )
 
 
@@ -93,16 +93,16 @@ def test_docker_script_loads_a_tarball(tmp_path):
 
 
 def test_docker_script_passes_sigterm_on(tmp_path):
-    body = "[[ $1 != run ]] || { trap 'echo got term; exit 0' TERM; echo up; sleep 30 & wait; }"
+    body = "[[ $1 != run ]] || { trap 'echo got term; exit 0' TERM; echo up; sleep 90 & wait; }"
     env = fake_docker(tmp_path / "bin", body)
     output = tmp_path / "output"
     with output.open("w") as stream:
         process = subprocess.Popen(
             ["bash", TASK_SCRIPT, "docker", "org/image", "--", "true"], env=env, stdout=stream
         )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while output.read_text() != "up\n" and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     assert output.read_text() == "up\ngot term\n"

@@ -64,7 +64,8 @@ def test_the_head_drops_an_old_address_and_publishes_the_new(run_node):
     write_json(address.bound_file, {"host": "0.0.0.0", "port": 1})
     code = (
         'import os, time; f = os.environ["HPCSERVE_ENDPOINT_FILE"]; assert not os.path.exists(f); '
-        'open(f, "w").write("{\\"host\\": \\"0.0.0.0\\", \\"port\\": 77}"); time.sleep(1)'
+        'open(f, "w").write("{\\"host\\": \\"0.0.0.0\\", \\"port\\": 77}")\n'
+        f'while not os.path.exists("{job_dir.server}"): time.sleep(0.05)'
     )
     assert run(0, code) == 0
     assert read_json(job_dir.server) == {
@@ -90,8 +91,12 @@ def test_a_node_ends_its_engine_when_the_supervisor_is_silent(run_node):
 def test_a_drain_that_the_engine_ignores_ends_it(run_node, monkeypatch):
     monkeypatch.setattr("hpcserve.launcher.node_engine.KILL_AFTER_S", 0.3)
     job_dir, run = run_node
-    write_json(job_dir.control, {"drain": True, "drain_s": 0.5, "why": "x", "incarnation": "7.0"})
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+    asked = {"drain": True, "drain_s": 0.5, "why": "x", "incarnation": "7.0"}
+    # Asked for once the engine is deaf.
+    code = (
+        "import json, signal, time; signal.signal(15, signal.SIG_IGN); "
+        f'json.dump({json.dumps(asked)[:-1]}}}, open("{job_dir.control}", "w")); time.sleep(60)'
+    ).replace("true", "True")
     assert run(1, code) == 128 + 9
 
 
