@@ -167,13 +167,18 @@ class Supervisor:
 
     def _check_deadline(self) -> None:
         self.deadline.refresh()
+        if not self._drain.begun and self._is_near_its_end():
+            self.deadline.confirm()
         left = self.deadline.seconds_left()
         self._record.ends(self.deadline.end_time_s, time.time() + left - MARGIN_S)
-        if not self._drain.begun and left < self.options.drain_s + MARGIN_S:
+        if not self._drain.begun and self._is_near_its_end():
             self._begin_drain(
-                Cause(causes.TIME_LIMIT, f"SLURM ends the job in {left:.0f} s"),
+                Cause(causes.TIME_LIMIT, f"SLURM ends the job in {max(left, 0.0):.0f} s"),
                 max(1.0, min(self.options.drain_s, left - MARGIN_S)),
             )
+
+    def _is_near_its_end(self) -> bool:
+        return self.deadline.seconds_left() < self.options.drain_s + MARGIN_S
 
     def _check_ranks(self) -> None:
         lost = self._liveness.lost()

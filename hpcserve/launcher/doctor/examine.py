@@ -22,23 +22,23 @@ SLOW_GB_S = 1.0
 STEP_TIMEOUT_S = 240.0
 
 
-def node_findings() -> list[Finding]:
+def node_findings(ifname: str | None = None) -> list[Finding]:
     """What concerns one node; quick, without torch."""
-    found = [*versions.check(), *gpu.check(), *network.check(), *machine.check()]
+    found = [*versions.check(), *gpu.check(), *network.check(ifname), *machine.check()]
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     return [Finding(one.level, one.check, one.found, one.fix, host) for one in found]
 
 
-def node_report(folder: Path) -> None:
+def node_report(folder: Path, ifname: str | None) -> None:
     """Write what one node tells the one that asked into `folder`."""
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    findings = [one.as_json() for one in node_findings()]
+    findings = [one.as_json() for one in node_findings(ifname)]
     content = {"host": host, "time": machine.now(), "findings": findings}
     write_json(folder / f"node-{host}.json", content)
 
 
-def here() -> list[Finding]:
-    return [*slurm.check(), *node_findings()]
+def here(ifname: str | None) -> list[Finding]:
+    return [*slurm.check(), *node_findings(ifname)]
 
 
 def allocation(
@@ -51,7 +51,7 @@ def allocation(
     with tempfile.TemporaryDirectory(dir=parent, prefix="doctor-") as name:
         folder = Path(name)
         begun = machine.now()
-        wrong = _step(environment, "node", None, folder)
+        wrong = _step(environment, "node", ifname, folder)
         ended = machine.now()
         names = [f"node-{host}.json" for host in environment.hosts]
         reports = [report for name in names if (report := read_json(folder / name))]

@@ -152,6 +152,13 @@ def test_a_driver_that_fails_without_a_word_is_a_finding(nvidia_smi):
     assert (found.level, "exit 9" in found.found) == (FAIL, True)
 
 
+def test_a_named_interface_is_looked_at_and_no_other():
+    (found,) = [one for one in examine.here("no-such-0") if one.check == "address"]
+    assert (found.level, "no-such-0" in found.found) == (FAIL, True)
+    (found,) = [one for one in examine.here("lo") if one.check == "address"]
+    assert (found.level, "on lo" in found.found) == (PASS, True)
+
+
 def test_worst_of_many():
     assert worst([]) == PASS
     assert worst([Finding(WARN, "x", "y"), Finding(FAIL, "x", "y")]) == FAIL

@@ -78,14 +78,14 @@ class Run:
     def drains(self):
         return self.job_dir.control.exists()
 
-    def run(self, nodes):
+    def run(self, nodes, read_end=None):
         self.code = Supervisor(
             job_dir=self.job_dir,
             environment=HERE,
             command=["srun"],
             options=self.options,
             inbox=self.inbox,
-            deadline=Deadline(lambda: self.end),
+            deadline=Deadline(read_end or (lambda: self.end)),
             followup=self.next,
             start_child=nodes,
             rows_done=lambda: 0,
@@ -117,6 +117,16 @@ def test_the_end_of_the_time_limit_begins_a_drain(make):
     assert job.run(Nodes(job.drains)) == ("dead", cause.TIME_LIMIT)
     assert 1 <= read_json(job.job_dir.control)["drain_s"] <= 4
     assert job.said["cause"]["detail"].startswith("SLURM ends the job in ")
+
+
+def test_an_end_that_slurm_has_moved_is_read_again_before_the_drain(make):
+    """As after a suspension: the end that was read before it lies in the past by then."""
+    job = make()
+    ends = iter([time.time() - 3600])
+    looks = iter(range(4))
+    nodes = Nodes(lambda: next(looks, None) is None)
+    assert job.run(nodes, lambda: next(ends, time.time() + 1000)) == ("finished", None)
+    assert not job.drains()
 
 
 def test_nodes_that_do_not_drain_are_killed(make):
