@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpcserve.config.batch import BatchConfig, RowDefaults
 from hpcserve.config.cluster import ClusterConfig
@@ -19,6 +20,8 @@ from hpcserve.config.slurm import SlurmConfig
 from hpcserve.errors import ConfigError
 from hpcserve.launcher.job_dir import JobDir, default_run_dir
 from hpcserve.launcher.layout import Layout, infer_layout
+
+_Paths = TypeVar("_Paths", ClusterConfig, JobConfig)
 
 #: Every option that `submit` and `render submit` take.
 SERVE_CONFIGS: tuple[type[Any], ...] = (
@@ -78,8 +81,8 @@ def make_request(
 
     Raises ConfigError for a layout that does not come out, and for options that contradict.
     """
-    slurm, cluster = build(SlurmConfig, settings), build(ClusterConfig, settings)
-    job = build(JobConfig, settings)
+    slurm, cluster = build(SlurmConfig, settings), _at_home(build(ClusterConfig, settings))
+    job = _at_home(build(JobConfig, settings))
     for one in _SET_BY_THE_LAUNCHER:
         if not settings[one].is_default:
             raise ConfigError(f"{one} is set by the job itself on each node; give --nodes instead")
@@ -108,6 +111,20 @@ def make_request(
         paths=tuple(paths),
         python=_python(cluster),
     )
+
+
+def _at_home(config: _Paths) -> _Paths:
+    """With ~ as a folder: a shell sees to that, in a file of options nobody does."""
+    given = {name: getattr(config, name) for name in _PATHS if getattr(config, name, None)}
+    homes: dict[str, Any] = {
+        name: tuple(map(_expanded, value)) if isinstance(value, tuple) else _expanded(value)
+        for name, value in given.items()
+    }
+    return dataclasses.replace(config, **homes)
+
+
+def _expanded(text: str) -> str:
+    return os.path.expanduser(text)  # noqa: PTH111 - a Path would make one slash of docker://
 
 
 def layout_of(
@@ -189,6 +206,8 @@ def with_workers(settings: Mapping[str, Setting]) -> Mapping[str, Setting]:
     return {**settings, "replicas": jobs}
 
 
+#: Options that hold paths, of the job and of the cluster.
+_PATHS = ("run_dir", "sbatch_template", "cache_dir", "container", "mount", "venv")
 #: What the run directory and the supervisor are built on.
 _NOT_BY_SBATCH = {
     "array": "say --replicas, or for a batch run --jobs: each task needs a folder of its own",
@@ -216,6 +235,4 @@ def existing_paths(*names: str | None) -> list[Path]:
 
 
 def _python(cluster: ClusterConfig) -> str:
-    return (
-        str(Path(cluster.venv).expanduser() / "bin" / "python") if cluster.venv else sys.executable
-    )
+    return str(Path(cluster.venv) / "bin" / "python") if cluster.venv else sys.executable

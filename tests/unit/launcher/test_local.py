@@ -90,6 +90,15 @@ def test_local_job_serves_and_is_cancelled(submit):
     assert str(status(find(job_id)).cause).startswith("cancelled")
 
 
+def test_a_local_job_is_no_part_of_the_allocation_around_it(submit, monkeypatch):
+    for name, value in (("JOB_ID", "77"), ("JOB_NODELIST", "n[1-2]"), ("GPUS_ON_NODE", "3")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    job_id = submit()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    run("wait", job_id, "--timeout", "60")
+    assert find(job_id).job_dir.read_job()["job_ids"] == [job_id]
+
+
 def test_local_crash_is_told(submit):
     job_id = submit(fake="exit=3,fail=ValueError: no such shard")
     done = CliRunner().invoke(main, ["wait", job_id, "--timeout", "60"])

@@ -157,6 +157,21 @@ def test_users_exports_win_over_the_fabrics(tmp_path):
     assert done.stdout.split() == ["SYS", "userfaultfd"]
 
 
+def test_a_home_in_a_file_of_options_is_a_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = render_script(
+        request_for(
+            run_dir="~/run",
+            cache_dir="~/cache",
+            container="~/a.sif",
+            mount=("~/data:/data",),
+        )
+    )
+    for path in ("/home/me/run", "/home/me/cache/triton", "/home/me/a.sif", "/home/me/data:/data"):
+        assert path in text
+    assert "=~" not in text and "'~" not in text
+
+
 def test_array_keeps_tasks_apart():
     text = render_script(request_for(replicas=3))
     assert "#SBATCH --array=0-2" in text

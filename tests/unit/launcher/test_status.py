@@ -136,3 +136,12 @@ def test_a_tunnel_leads_to_a_server_that_answers(chained):
     shown = CliRunner().invoke(main, ["tunnel", "12"])
     assert (shown.exit_code, shown.stdout) == (1, "")
     assert "out of memory" in shown.stderr
+
+
+@pytest.mark.parametrize("block", [3, 1 << 16])
+def test_logs_show_the_last_lines_and_one_that_was_cut_off(chained, monkeypatch, block):
+    monkeypatch.setattr("hpcserve.cli.logs.BLOCK", block)
+    job_dir, _, _ = chained
+    job_dir.job_log.write_text("".join(f"line {number}\n" for number in range(50)) + "Killed")
+    done = CliRunner().invoke(main, ["logs", "12", "-n", "3"])
+    assert done.stdout.splitlines() == ["job | line 48", "job | line 49", "job | Killed"]
