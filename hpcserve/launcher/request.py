@@ -229,6 +229,8 @@ _SET_BY_THE_LAUNCHER = ("nnodes", "node_rank", "dist_init_addr")
 def existing_paths(*names: str | None) -> list[Path]:
     """Those names that are paths here (a model may also be a name of the hub)."""
     paths = [Path(name).expanduser().absolute() for name in names if name]
+    # The hub's cache: a snapshot holds links to the blobs beside it.
+    paths += [path.parent.parent for path in paths if path.parent.name == "snapshots"]
     if os.environ.get("HF_HOME"):
         paths.append(Path(os.environ["HF_HOME"]))
     return [path for path in paths if path.exists()]

@@ -46,6 +46,18 @@ def test_pyxis_names_images_as_enroot_does(image, named):
     assert options[0].removeprefix("--container-image=").strip("'") == named
 
 
+@pytest.mark.parametrize(
+    ("installed", "command"),
+    [(["singularity"], "singularity"), (["singularity", "apptainer"], "apptainer")],
+)
+def test_apptainer_goes_by_its_older_name_too(monkeypatch, tmp_path, installed, command):
+    for name in installed:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    runtime = runtimes.choose("auto", "org/image:1")
+    assert runtime.prefix(ContainerSpec("org/image:1"))[0][0] == command
+
+
 def fake_docker(folder, body):
     folder.mkdir()
     docker = folder / "docker"

@@ -272,6 +272,21 @@ def test_engine_options_in_both_dialects(slurm):
             assert f"  {line}\n" in text
 
 
+def test_a_model_of_the_hubs_cache_is_mounted_with_its_blobs(slurm, tmp_path):
+    model = tmp_path / "hub" / "models--org--m"
+    (model / "snapshots" / "abc").mkdir(parents=True)
+    (model / "blobs").mkdir()
+    words = ["--container", "/a.sif", "--run-dir", "/r"]
+    text = run("render", "submit", str(model / "snapshots" / "abc"), *words).stdout
+    assert f"  --bind {model}:{model}\n" in text
+    assert f"  --model {model}/snapshots/abc\n" in text
+
+
+def test_without_a_cluster_file_its_json_is_empty_and_not_nothing(slurm):
+    shown = json.loads(run("cluster", "show", "--json").stdout)
+    assert shown == {"file": None, "options": {}}
+
+
 def test_submit_refuses_what_cannot_fit(slurm, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_70B))
     done = run("submit", str(tmp_path), "--gpu", "h100", "--tp", "1", code=2)
