@@ -89,8 +89,9 @@ class Supervisor:
 
     def run(self) -> int:
         before = read_json(self.job_dir.state) or {}
-        if self._nothing_left(before):
-            log.info("the work of %s is done already (%s)", self.job_dir.path, before["state"])
+        nothing_left = self._why_nothing_is_left(before)
+        if nothing_left:
+            log.info("%s; ending", nothing_left)
             return 0
         self._rows_before = self.rows_done()
         self._record.begin()
@@ -106,20 +107,22 @@ class Supervisor:
         code = self._watch(child)
         return INCOMPLETE if self._superseded else self._finish(code)
 
-    def _nothing_left(self, before: dict[str, object]) -> bool:
+    def _why_nothing_is_left(self, before: dict[str, object]) -> str:
         """A follow-up job may find that the one before it finished, or was cancelled.
 
         The same job anew is something else: SLURM itself does that after preemption, and for
-        `scontrol requeue`.
+        `scontrol requeue`. Empty where there is work.
         """
-        state, options = before.get("state"), self.options
+        state, most = before.get("state"), self.options.max_restarts
         ended = state in (JobState.FINISHED, JobState.DEAD)
         if not ended or before.get("incarnation") == self.environment.incarnation:
-            return False
-        if before.get("job_id") != self.environment.job_id:
-            return True
-        spent = options.continue_with != "none" and self._record.runs() > options.max_restarts
-        return spent or (options.kind == "batch" and state == JobState.FINISHED)
+            return ""
+        anew = before.get("job_id") == self.environment.job_id
+        if not anew or (self.options.kind == "batch" and state == JobState.FINISHED):
+            return f"the work of {self.job_dir.path} is done already ({state})"
+        if self.options.continue_with != "none" and self._record.runs() > most:
+            return f"restarted {self._record.runs() - 1} times already (--max-restarts {most})"
+        return ""
 
     def _watch(self, child: Child) -> int:
         """Until the child has ended; returns its exit code."""
