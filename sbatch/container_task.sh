@@ -1,7 +1,8 @@
 #!/bin/bash
 # Runs one command in a container on this node, and leaves no container behind.
 #
-#   container_task.sh docker|podman-hpc IMAGE [--gpus] [--mount SOURCE:TARGET[:ro]]... -- COMMAND...
+#   container_task.sh docker|podman-hpc IMAGE [--gpus] [--env NAME]... [--mount SOURCE:TARGET[:ro]]...
+#     -- COMMAND...
 #
 # srun starts it once per node. Docker's daemon keeps containers outside of the job's cgroup, so
 # SLURM cannot end them: this script does, and it touches the container of this job only.
@@ -23,6 +24,10 @@ while [[ $# -gt 0 && $1 != -- ]]; do
         options+=(--gpus "$devices")
       fi
       shift
+      ;;
+    --env)
+      options+=(--env "$2")
+      shift 2
       ;;
     --mount)
       options+=(--volume "$2")

@@ -17,7 +17,7 @@ from hpcserve.cli.options import engine_config
 from hpcserve.config.batch import BatchConfig
 from hpcserve.config.engine import EngineConfig
 from hpcserve.config.load import Setting
-from hpcserve.errors import ConfigError
+from hpcserve.errors import ConfigError, OutputError
 from hpcserve.launcher.base import Launcher
 from hpcserve.launcher.files import write_atomically
 from hpcserve.launcher.job_dir import JobDir, register
@@ -96,17 +96,45 @@ def submit(request: JobRequest, launcher: str, argv: Sequence[str] = ()) -> str:
     job_dir = JobDir.create(request.run_dir)
     if job_dir.job.is_file() and not request.job.run_dir:
         raise ConfigError(f"the run directory {job_dir.path} is in use; name another --run-dir")
+    _refuse_in_use(job_dir)
     _prepare(job_dir, request)
     for number in range(request.job.replicas if request.job.replicas > 1 else 0):
         task = JobDir.create(job_dir.task(str(number)).path)
         if job_dir.api_key.is_file():  # one for all: clients may not know which one they reach
             write_atomically(task.api_key, job_dir.api_key.read_text(encoding="utf-8"), mode=0o600)
+        else:
+            task.api_key.unlink(missing_ok=True)
         _clear(task)
     job_dir.update_job(**_description(request, argv))
     job_id = chosen.submit(script, request.run_dir, replicas=request.job.replicas)
-    job_dir.update_job(job_ids=[*job_dir.read_job().get("job_ids", []), job_id])
-    register(job_id, job_dir.path)
+    try:
+        job_dir.add_job_ids(job_id)
+        register(job_id, job_dir.path)
+    except OutputError as error:
+        raise OutputError(
+            f"job {job_id} is submitted, but cannot be noted: {error}; it runs all the same, "
+            f"`hpcserve status {shlex.quote(str(job_dir.path))}` may find it, or `scancel` ends it"
+        ) from error
     return job_id
+
+
+def _refuse_in_use(job_dir: JobDir) -> None:
+    """Two jobs in one folder would take each other's files for their own."""
+    from hpcserve.launcher.replicas import servers_of
+    from hpcserve.launcher.resolve import find
+    from hpcserve.launcher.status import statuses
+
+    if not job_dir.read_job().get("job_ids"):
+        return
+    ref = find(f"{job_dir.path}/")
+    one = next(
+        (one for one in statuses(servers_of(ref), thorough=True) if not one.state.over), None
+    )
+    if one is not None:
+        raise ConfigError(
+            f"job {one.job_id} in the run directory {job_dir.path} is {one.state.value}; "
+            f"`hpcserve cancel {ref.job_id}` ends it, or name another --run-dir"
+        )
 
 
 def _prepare(job_dir: JobDir, request: JobRequest) -> None:
@@ -116,6 +144,8 @@ def _prepare(job_dir: JobDir, request: JobRequest) -> None:
         write_atomically(job_dir.api_key, f"{key}\n", mode=0o600)
     elif request.kind == "serve" and request.job.auth:
         job_dir.ensure_api_key()
+    else:  # of an earlier job in the same folder: the nodes take a key where there is one
+        job_dir.api_key.unlink(missing_ok=True)
     _clear(job_dir)
 
 

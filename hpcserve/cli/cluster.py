@@ -45,6 +45,9 @@ def show(name: str | None, as_json: bool) -> None:
     import yaml
 
     path = cluster_file(name)
+    if path is None and as_json:
+        print_json({"file": None, "options": {}})
+        return
     if path is None:
         presets = ", ".join(preset_names("clusters"))
         click.echo(

@@ -28,7 +28,7 @@ def command(
     from hpcserve.launcher.environment import current, inside_allocation
 
     if part == "node":
-        examine.node_report(Path(folder or "."))
+        examine.node_report(Path(folder or "."), ifname)
         return
     if part == "allreduce":
         from hpcserve.launcher.doctor import collective
@@ -38,7 +38,7 @@ def command(
     if inside_allocation():
         findings = examine.allocation(current(), ifname, allreduce=not no_allreduce)
     else:
-        findings = examine.here()
+        findings = examine.here(ifname)
     if as_json:
         print_json({"worst": worst(findings), "findings": [one.as_json() for one in findings]})
     else:

@@ -29,10 +29,10 @@ def command(job: str, as_env: bool, as_json: bool) -> None:
 
     ref = find(job)
     if as_env:
-        _print_env(_records([single(ref)])[0])
+        _print_env(ready_records([single(ref)])[0])
         return
     refs = servers_of(ref)
-    records = _records(refs)
+    records = ready_records(refs)
     if as_json:
         print_json(records if refs != [ref] else records[0])
         return
@@ -42,7 +42,7 @@ def command(job: str, as_env: bool, as_json: bool) -> None:
             click.echo(f"key in {record['api_key_file']}", err=True)
 
 
-def _records(refs: list[JobRef]) -> list[dict[str, Any]]:
+def ready_records(refs: list[JobRef]) -> list[dict[str, Any]]:
     """endpoint.json of those that are ready, with their state as it is now.
 
     Raises JobFailedError or LauncherError, about the first, where none is.

@@ -20,6 +20,7 @@ def command(job: str, rank: int | None, all_nodes: bool, words: tuple[str, ...])
     from hpcserve.launcher.local_job import is_local
     from hpcserve.launcher.replicas import single
     from hpcserve.launcher.resolve import find
+    from hpcserve.launcher.slurm_query import srun_id
     from hpcserve.launcher.status import status
 
     ref = single(find(job))
@@ -27,12 +28,15 @@ def command(job: str, rank: int | None, all_nodes: bool, words: tuple[str, ...])
     if one.state.over or not one.nodes:
         raise LauncherError(f"job {ref.job_id} is {one.state.value}: it has no nodes now")
     if is_local(ref.job_id):
-        os.execvp(words[0], words)
+        try:
+            os.execvp(words[0], words)
+        except OSError as error:
+            raise LauncherError(f"cannot run {words[0]}: {error.strerror}") from error
     if rank is not None and not 0 <= rank < len(one.nodes):
         raise LauncherError(f"rank {rank}: job {ref.job_id} has ranks 0 to {len(one.nodes) - 1}")
     nodes = one.nodes if all_nodes else [one.nodes[rank or 0]]
     if shutil.which("srun") is None:
         raise SlurmError("there is no command srun here; log in to a node that has it")
-    srun = ["srun", f"--jobid={ref.job_id}", "--overlap", f"--nodes={len(nodes)}"]
+    srun = ["srun", f"--jobid={srun_id(one.job_id)}", "--overlap", f"--nodes={len(nodes)}"]
     srun += [f"--nodelist={','.join(nodes)}", "--ntasks-per-node=1", "--mpi=none"]
     os.execvpe("srun", [*srun, *words], without_slurm(dict(os.environ)))

@@ -57,11 +57,18 @@ def command(
 
 
 def _rows_done(step: Sequence[str]) -> int:
-    """Rows that the batch run of this job has finished, by its files."""
+    """Rows that the batch run of this job has finished, by its files; 0 where they cannot be read:
+    no reason to end the supervisor."""
     from hpcserve.batch.run_dir import RunDir
     from hpcserve.batch.status import of_run
+    from hpcserve.errors import HpcserveError
+    from hpcserve.log import get_logger
 
     output = Path(step[step.index("--output") + 1]) if "--output" in step else None
     if output is None or not RunDir.of_output(output).manifest.is_file():
         return 0
-    return int(of_run(RunDir.of_output(output))["num_finished"])
+    try:
+        return int(of_run(RunDir.of_output(output))["num_finished"])
+    except (HpcserveError, OSError) as error:
+        get_logger(__name__).warning("cannot tell how far the run is: %s", error)
+        return 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
 POLL_S = 0.3
+BLOCK = 1 << 16
 
 
 @click.command()
@@ -40,7 +42,8 @@ def command(job: str, follow: bool, rank: int | None, lines: int) -> None:
     while True:
         for path in paths():
             prefix = _prefix(path, several=rank is None)
-            readers[path] = _print_from(path, readers.get(path), lines, prefix)
+            last = not follow or over
+            readers[path] = _print_from(path, readers.get(path), lines, prefix, last=last)
         if not follow or over:
             return
         if time.monotonic() > next_ask:
@@ -57,22 +60,28 @@ def _prefix(path: Path, *, several: bool) -> str:
     return f"{' '.join(words)} | " if words else ""
 
 
-def _print_from(path: Path, start: int | None, lines: int, prefix: str) -> int:
-    """Print what is new, whole lines only; returns where to go on."""
+def _print_from(path: Path, start: int | None, lines: int, prefix: str, *, last: bool) -> int:
+    """Print what is new, whole lines only unless it is the `last` time; returns where to go on."""
     try:
-        content = path.read_bytes() if start is None else _rest(path, start)
+        with path.open("rb") as stream:
+            begin = stream.seek(_tail(stream, lines) if start is None else start)
+            content = stream.read()
     except OSError:
         return start or 0
-    end = content.rfind(b"\n") + 1
+    end = len(content) if last else content.rfind(b"\n") + 1
     text = content[:end].decode("utf-8", errors="replace").splitlines()
     if start is None:
         text = text[-lines:]
     for line in text:
         click.echo(prefix + line)
-    return (start or 0) + end
+    return begin + end
 
 
-def _rest(path: Path, start: int) -> bytes:
-    with path.open("rb") as stream:
-        stream.seek(start)
-        return stream.read()
+def _tail(stream: BinaryIO, lines: int) -> int:
+    """Where to read from for so many last lines and some more: logs may be larger than memory."""
+    position, found = stream.seek(0, 2), 0
+    while position and found <= lines:
+        size = min(BLOCK, position)
+        position = stream.seek(position - size)
+        found += stream.read(size).count(b"\n")
+    return position

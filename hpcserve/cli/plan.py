@@ -43,6 +43,7 @@ def command(
     MODEL is its folder. Speeds are the hardware's bounds (the roofline): no engine is faster.
     """
     from hpcserve.errors import ConfigError
+    from hpcserve.launcher.layout import infer_layout
     from hpcserve.launcher.plan.estimate import estimate
     from hpcserve.launcher.plan.gpus import gpu
     from hpcserve.launcher.plan.shape import load_shape
@@ -56,6 +57,9 @@ def command(
         "max_num_seqs": sequences,
     }
     if tp or pp or dp:
+        if nodes is not None:  # the same arithmetic as of `submit`
+            layout = infer_layout(tp=tp, pp=pp, dp=dp, nodes=nodes, gpus_per_node=node_gpus)
+            tp, pp, dp = layout.tp, layout.pp, layout.dp
         found = estimate(
             shape, kind, tp=tp or 1, pp=pp or 1, dp=dp or 1, node_gpus=node_gpus, **options
         )
@@ -81,6 +85,9 @@ def command(
         )
     else:
         _print(model, kind.name, shape.parameters, shape.active, ep, found)
+    if not found.fits:
+        click.echo("it does not fit: no room for one sequence", err=True)
+        click.get_current_context().exit(1)
 
 
 def _print(model: str, gpu: str, parameters: int, active: int, ep: int, found: Any) -> None:
@@ -105,6 +112,3 @@ def _print(model: str, gpu: str, parameters: int, active: int, ep: int, found: A
     }
     for name, value in rows.items():
         click.echo(f"{name:<12} {value}")
-    if not found.fits:
-        click.echo("it does not fit: no room for one sequence", err=True)
-        click.get_current_context().exit(1)

@@ -18,9 +18,11 @@ def command(show_all: bool, as_json: bool) -> None:
 
     refs = []
     for job_id, job_dir in registered().items():
-        ref = JobRef(job_id, job_dir, str(job_dir.read_job().get("name", "")))
+        ref = JobRef(job_id, job_dir, str(job_dir.described().get("name", "")))
         refs += tasks_of(ref) or [ref]
-    found = [one for one in statuses(refs) if show_all or not one.state.over]
+    # A job that was chained is what it goes on as: the same row for each of its ids.
+    once = {one.job_id: one for one in statuses(refs)}.values()
+    found = [one for one in once if show_all or not one.state.over]
     if as_json:
         print_json([one.as_json() for one in found])
         return

@@ -15,17 +15,14 @@ import click
 @click.option("--port", type=int, default=8000, show_default=True, help="port on the laptop")
 def command(job: str, login: str | None, port: int) -> None:
     """Print the command to run on your laptop, to reach JOB at http://localhost:PORT."""
-    from hpcserve.errors import LauncherError
-    from hpcserve.launcher.files import read_json
+    from hpcserve.cli.endpoint import ready_records
     from hpcserve.launcher.network import url_host
     from hpcserve.launcher.replicas import single
     from hpcserve.launcher.resolve import find
 
     ref = single(find(job))
-    record = read_json(ref.job_dir.endpoint)
-    if record is None:
-        raise LauncherError(f"job {ref.job_id} does not answer yet; try `hpcserve wait {job}`")
-    login = login or ref.job_dir.read_job().get("login_host") or _own_name()
+    (record,) = ready_records([ref])
+    login = login or ref.job_dir.described().get("login_host") or _own_name()
     forward = f"{port}:{url_host(record['address'])}:{record['port']}"
     words = ["ssh", "-N", "-L", forward, f"{getpass.getuser()}@{login}"]
     click.echo(" ".join(map(shlex.quote, words)))

@@ -85,14 +85,24 @@ def supervise(
 
 def _adopt(job_dir: JobDir, here: JobEnvironment, kind: str, on_slurm: bool) -> None:
     """Make a job that was submitted with plain sbatch known to `ps`, `status` and `logs`."""
-    if here.array_task_id is not None or here.job_id in job_dir.read_job().get("job_ids", []):
+    if on_slurm:
+        _link_log(job_dir, here.job_id)
+    known = here.job_id in job_dir.read_job().get("job_ids", [])
+    if known or (here.array_task_id is not None and job_dir.path.parent.name == "tasks"):
         return
-    ids = [*job_dir.read_job().get("job_ids", []), here.job_id]
     name = job_dir.read_job().get("name") or _slurm_name(here.job_id) or job_dir.path.name
-    job_dir.update_job(job_ids=ids, name=name, kind=kind)
+    job_dir.update_job(name=name, kind=kind)
+    job_dir.add_job_ids(here.job_id)
     register(here.job_id, job_dir.path)
-    log_file = slurm_query.stdout_path(here.job_id) if on_slurm else None
-    if log_file is not None and not job_dir.job_log.exists():
+
+
+def _link_log(job_dir: JobDir, job_id: str) -> None:
+    """Where the script's log lies elsewhere, a link to that of this job, in place of an older."""
+    if job_dir.job_log.exists() and not job_dir.job_log.is_symlink():
+        return
+    log_file = slurm_query.stdout_path(job_id)
+    if log_file is not None:
+        job_dir.job_log.unlink(missing_ok=True)
         job_dir.job_log.symlink_to(log_file)
 
 

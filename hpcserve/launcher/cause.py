@@ -14,6 +14,8 @@ NCCL_TIMEOUT = "NCCL timeout"
 PREEMPTED = "preempted"
 CANCELLED = "cancelled"
 CRASHED = "crashed"
+#: No death: SLURM has put the job back into the queue, as `scontrol requeue` asks it to.
+REQUEUED = "requeued"
 
 #: What SLURM's state of an ended job means.
 SLURM_STATES = {

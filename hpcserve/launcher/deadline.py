@@ -32,6 +32,12 @@ class Deadline:
         except SlurmError:
             return
 
+    def confirm(self) -> None:
+        """Read it now, before something is done about it: SLURM may have moved the end since, for a
+        job that was suspended, or whose limit was extended."""
+        self._next_read = 0.0
+        self.refresh()
+
     def seconds_left(self) -> float:
         """Seconds until the end; infinite where there is none."""
         return float("inf") if self.end_time_s is None else self.end_time_s - time.time()

@@ -9,9 +9,12 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hpcserve.config.engine import PARTS
+from hpcserve.config.layers import from_file, overlay
+from hpcserve.config.load import resolve
 from hpcserve.config.option import options_of
 from hpcserve.config.parallel import ParallelConfig
 from hpcserve.config.server import ServerConfig
@@ -35,7 +38,8 @@ def wants_gpus(arguments: Sequence[str]) -> bool:
 
 
 def parallel_of(arguments: Sequence[str]) -> ParallelConfig:
-    """The layout that an engine's command line asks for; other options are passed over."""
+    """The layout that an engine's command line asks for, with its `--config FILE` and variables
+    under it, as the engine itself reads them; other options are passed over."""
     flags = {
         flag: declared.name
         for declared, its_option in options_of(ParallelConfig)
@@ -43,9 +47,11 @@ def parallel_of(arguments: Sequence[str]) -> ParallelConfig:
         if declared.name in (*_SIZES, *_SWITCHES)
     }
     values: dict[str, Any] = {}
-    words = iter(arguments)
+    words, file = iter(arguments), ""
     for word in words:
         flag, equals, value = word.partition("=")
+        if flag == "--config":
+            file = value if equals else next(words, "")
         if flag not in flags:
             continue
         if flags[flag] in _SWITCHES:
@@ -55,7 +61,10 @@ def parallel_of(arguments: Sequence[str]) -> ParallelConfig:
         if not text.isdigit():
             raise ConfigError(f"{flag} is {text!r}; expected a whole number")
         values[flags[flag]] = int(text)
-    return ParallelConfig(**values)
+    settings = resolve([ParallelConfig], given=values)
+    if file:
+        settings = overlay(settings, from_file([ParallelConfig], Path(file), file))
+    return ParallelConfig(**{name: settings[name].value for name in (*_SIZES, *_SWITCHES)})
 
 
 def engine_argv(

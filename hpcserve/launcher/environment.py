@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
+from hpcserve.config.slurm import SBATCH_VARIABLES
 from hpcserve.errors import ConfigError
 from hpcserve.launcher.base import JobEnvironment
 from hpcserve.launcher.hostlist import expand_hostlist
@@ -20,9 +21,13 @@ def inside_allocation() -> bool:
     return bool(os.environ.get("SLURM_JOB_ID"))
 
 
+#: The batch script's own step, and that of the shell which `salloc` opens on the first node.
+_NO_STEPS = ("", "4294967291", "4294967290")
+
+
 def in_step() -> bool:
     """Whether `srun` started this process, rather than the batch script or `salloc`."""
-    return inside_allocation() and os.environ.get("SLURM_STEP_ID", "") not in ("", "4294967291")
+    return inside_allocation() and os.environ.get("SLURM_STEP_ID", "") not in _NO_STEPS
 
 
 def current() -> JobEnvironment:
@@ -76,14 +81,22 @@ def gpus_on_node() -> int | None:
 def without_slurm(environ: dict[str, str]) -> dict[str, str]:
     """A copy fit for `sbatch`: what an outer job set must not leak into the new one.
 
-    `SBATCH_*` goes as well: its values have been read, and are in the script by now.
+    Those of `SBATCH_*` go as well that have been read, and are in the script by now, and those that
+    would take the job's log, array or place in the queue from us. The others are the user's word.
     """
     kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT", "SLURM_JWT")
     return {
         name: value
         for name, value in environ.items()
-        if name in kept or not name.startswith(("SLURM_", "SLURMD_", "SBATCH_", "SRUN_"))
+        if name in kept
+        or (name not in _READ and not name.startswith(("SLURM_", "SLURMD_", "SRUN_")))
     }
+
+
+_READ = frozenset(SBATCH_VARIABLES.values()) | {
+    f"SBATCH_{name}"
+    for name in ("ARRAY_INX", "ERROR", "EXPORT", "INPUT", "OPEN_MODE", "OUTPUT", "WAIT")
+}
 
 
 def _first(*names: str) -> str:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpcserve.errors import SlurmError
+from hpcserve.errors import OutputError, SlurmError
 from hpcserve.launcher import slurm_query
 from hpcserve.launcher.base import JobEnvironment
 from hpcserve.launcher.job_dir import JobDir, register
@@ -56,12 +56,17 @@ class Requeue(FollowUp):
             log.warning("SLURM does not requeue job %s (%s); submitting a new one", job_id, error)
             return self._fallback.go_on(exclude)
         if exclude:  # SLURM takes it for pending jobs only, so we must be quicker than our end
-            names = ",".join([*excluded, *exclude])
-            try:
-                slurm_query.command("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
-            except SlurmError as error:
-                log.warning("the next run may get %s again: %s", names, error)
+            leave_out(job_id, excluded, exclude)
         return f"requeued job {job_id}"
+
+
+def leave_out(job_id: str, excluded: Sequence[str], more: Sequence[str]) -> None:
+    """Keep a job that waits off the nodes `more` as well."""
+    names = ",".join([*excluded, *more])
+    try:
+        slurm_query.command("scontrol", "update", f"JobId={job_id}", f"ExcNodeList={names}")
+    except SlurmError as error:
+        log.warning("the next run may get %s again: %s", names, error)
 
 
 class Chain(FollowUp):
@@ -77,20 +82,28 @@ class Chain(FollowUp):
         self._job_id: str | None = None
 
     def prepare(self) -> None:
-        if self._early:
-            try:
+        if not self._early:
+            return
+        try:
+            self._job_id = self._of_an_earlier_run()
+            if self._job_id is None:
                 self._submit(())
-            except SlurmError as error:
-                log.warning("no follow-up job yet: %s; trying again at the end", error)
+        except SlurmError as error:
+            log.warning("no follow-up job yet: %s; trying again at the end", error)
+
+    def _of_an_earlier_run(self) -> str | None:
+        """SLURM itself may have started this job anew, after a node failed: then one waits."""
+        ids = self._job_dir.read_job().get("job_ids", [])
+        own = self._environment.job_id
+        later = ids[ids.index(own) + 1 :] if own in ids else []
+        known = slurm_query.jobs(later)
+        return next((one for one in reversed(later) if one in known and known[one].active), None)
 
     def go_on(self, exclude: Sequence[str]) -> str:
         if self._job_id is None:
             self._submit(exclude)
         elif exclude:
-            names = ",".join(exclude)
-            slurm_query.command(
-                "scontrol", "update", f"JobId={self._job_id}", f"ExcNodeList={names}"
-            )
+            leave_out(self._job_id, slurm_query.excluded_nodes(self._job_id), exclude)
         return f"job {self._job_id} goes on after this one"
 
     def drop(self) -> None:
@@ -109,12 +122,16 @@ class Chain(FollowUp):
         words = ["sbatch", "--parsable", f"--dependency=afterany:{after}"]
         words += ["--kill-on-invalid-dep=yes"]
         words += [f"--array={task}"] if task else []
-        words += [f"--exclude={','.join(exclude)}"] if exclude else []
+        if exclude:  # on the command line it would replace what the script says
+            names = [*slurm_query.excluded_nodes(self._environment.job_id), *exclude]
+            words.append(f"--exclude={','.join(names)}")
         answer = slurm_query.command(*words, str(self._script(job_id)), timeout_s=30)
-        self._job_id = parse_job_id(answer)
-        register(self._job_id, self._job_dir.path)
-        ids = [*self._job_dir.read_job().get("job_ids", []), self._job_id]
-        self._job_dir.update_job(job_ids=ids)
+        self._job_id = parse_job_id(answer) + (f"_{task}" if task else "")
+        try:
+            self._job_dir.add_job_ids(self._environment.job_id, self._job_id)
+            register(self._job_id, self._job_dir.path)
+        except OutputError as error:  # it is queued all the same
+            log.warning("follow-up job %s: %s", self._job_id, error)
 
     def _script(self, job_id: str) -> Path:
         """The script of this job; SLURM keeps a copy of those that were submitted by hand."""

@@ -79,7 +79,7 @@ class Front:
             await asyncio.sleep(REFRESH_S)
             try:
                 await self._refresh()
-            except HpcserveError as error:
+            except (HpcserveError, OSError) as error:
                 log.warning("%s; the servers known so far stay", error)
 
     async def _refresh(self) -> None:

@@ -50,8 +50,11 @@ class JobDir:
         return self if array_task_id is None else JobDir(self.path / "tasks" / array_task_id)
 
     def tasks(self) -> list[JobDir]:
-        """The folders of all tasks that have started, in order."""
+        """The folders of the array's tasks, in order; not those of an earlier, larger one."""
+        replicas = self.read_job().get("replicas")
+        end = float("inf") if replicas is None else replicas if replicas > 1 else 0
         found = [one for one in (self.path / "tasks").glob("*") if one.name.isdigit()]
+        found = [one for one in found if int(one.name) < end]
         return [JobDir(one) for one in sorted(found, key=lambda one: int(one.name))]
 
     @property
@@ -115,8 +118,18 @@ class JobDir:
     def read_job(self) -> dict[str, Any]:
         return read_json(self.job) or {}
 
+    def described(self) -> dict[str, Any]:
+        """job.json; of a task of an array, what its array was submitted with stands under it."""
+        array = JobDir(self.path.parent.parent) if self.path.parent.name == "tasks" else self
+        return {**array.read_job(), **self.read_job()}
+
     def update_job(self, **values: Any) -> None:
         write_json(self.job, {**self.read_job(), **values})
+
+    def add_job_ids(self, *job_ids: str) -> None:
+        """Note jobs that run here, oldest first; those that stand there keep their place."""
+        ids = self.read_job().get("job_ids", [])
+        self.update_job(job_ids=[*ids, *(one for one in job_ids if one not in ids)])
 
     def ensure_api_key(self) -> str:
         """The job's key: the one it has, else a new random one."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from hpcserve.errors import OutputError
 from hpcserve.launcher.base import JobEnvironment, JobState
 from hpcserve.launcher.cause import Cause
-from hpcserve.launcher.files import write_beat, write_json
+from hpcserve.launcher.files import read_json, write_beat, write_json
 from hpcserve.launcher.job_dir import JobDir
 from hpcserve.launcher.readiness import Server
 from hpcserve.log import get_logger
@@ -40,13 +40,25 @@ class JobRecord:
         old = (self._job_dir.control, self._job_dir.rendezvous, self._job_dir.server)
         for path in (*old, self._job_dir.endpoint, self._job_dir.deadline):
             path.unlink(missing_ok=True)
-        self.restarts = sum(one.get("event") == "started" for one in self._job_dir.read_events())
+        self.restarts = self.runs()
         self.event(
             event="started",
             job_id=self._environment.job_id,
             incarnation=self._environment.incarnation,
         )
         self.publish(JobState.STARTING)
+
+    def runs(self) -> int:
+        """How often the job has started, this time not counted before `begin`."""
+        return sum(one.get("event") == "started" for one in self._job_dir.read_events())
+
+    def is_superseded(self) -> bool:
+        """Whether state.json is the word of a later run; looked at before each heartbeat."""
+        if time.monotonic() < self._next_beat:
+            return False
+        said = read_json(self._job_dir.state) or {}
+        others = said.get("incarnation") != self._environment.incarnation
+        return others and int(said.get("restart_count", 0)) > self.restarts
 
     def publish(
         self,

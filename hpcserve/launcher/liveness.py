@@ -10,6 +10,9 @@ from hpcserve.launcher.job_dir import JobDir
 
 #: A node writes its file this often.
 BEAT_S = 2.0
+#: Who has not looked for this long, at least, was held up: by a file system that did not answer, or
+#: because SLURM suspended the job. What did not come in that time says nothing.
+HELD_UP_S = 5.0
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Liveness:
     num_nodes: int
     timeout_s: float
     _seen: dict[int, _Seen] = field(default_factory=dict)
+    _looked: float = field(default_factory=time.monotonic)
 
     def look(self) -> None:
         """Read every rank's file; files of earlier runs do not count."""
@@ -44,6 +48,14 @@ class Liveness:
                 seen.beat, seen.at = beat, now
                 seen.host = str(content.get("host", ""))
                 seen.ended = content.get("phase") == "ended"
+        self._forgive_what_we_missed()
+
+    def _forgive_what_we_missed(self) -> None:
+        """The nodes get their time again where we ourselves did not look for long."""
+        before, self._looked = self._looked, time.monotonic()
+        if self._looked - before > max(HELD_UP_S, self.timeout_s / 2):
+            for seen in self._seen.values():
+                seen.at = self._looked
 
     def all_alive(self) -> bool:
         return len(self._seen) == self.num_nodes and not self.lost()

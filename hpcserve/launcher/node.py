@@ -20,6 +20,7 @@ from hpcserve.launcher.environment import SIGNALS_REACH_ALL
 from hpcserve.launcher.fabric._on_node import settings_of_node
 from hpcserve.launcher.files import changed_at, read_json
 from hpcserve.launcher.job_dir import JobDir
+from hpcserve.launcher.liveness import HELD_UP_S
 from hpcserve.launcher.node_beat import NodeBeat
 from hpcserve.launcher.node_engine import NodeEngine
 from hpcserve.launcher.server_address import ServerAddress
@@ -67,6 +68,8 @@ class Node:
         self._beat = NodeBeat(job_dir, environment, self._facts)
         self._engine = NodeEngine(is_head=self._is_head)
         self._supervisor_beat: tuple[int, float] = (0, time.monotonic())
+        self._looked = time.monotonic()
+        self._run_number: int | None = None
 
     @property
     def _is_head(self) -> bool:
@@ -90,6 +93,11 @@ class Node:
         server = ServerAddress(self._job_dir, self._environment.incarnation, address)
         meet, listener = self._meet(address)
         try:
+            if self._told_to_stop():
+                log.info("told to end before the engine was started")
+                self._beat.phase = "ended"
+                self._beat.show(now=True)
+                return 0
             if self._has_engine:
                 self._start_engine(arguments, env, server, meet, listener)
             else:
@@ -195,7 +203,22 @@ class Node:
             self._engine.stop(str(control.get("why")), float(control.get("drain_s", 0)))
         seen = changed_at(self._job_dir.state)
         beat, since = self._supervisor_beat
+        now = time.monotonic()
+        held_up = now - self._looked > max(HELD_UP_S, self._options.orphan_s / 2)
+        self._looked = now
         if seen != beat:
-            self._supervisor_beat = (seen, time.monotonic())
-        elif time.monotonic() - since > self._options.orphan_s:
+            self._supervisor_beat = (seen, now)
+            self._make_room_for_a_later_run()
+        elif held_up:
+            self._supervisor_beat = (beat, now)
+        elif now - since > self._options.orphan_s:
             self._engine.stop(f"no word of the supervisor for {self._options.orphan_s:.0f} s", 0.0)
+
+    def _make_room_for_a_later_run(self) -> None:
+        """The word may be that of the job's next run, while nobody could end this one."""
+        said = read_json(self._job_dir.state) or {}
+        number = int(said.get("restart_count", 0))
+        if said.get("incarnation") == self._environment.incarnation:
+            self._run_number = number
+        elif self._run_number is not None and number > self._run_number:
+            self._engine.stop("a later run of the job has begun", 0.0)

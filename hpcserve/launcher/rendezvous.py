@@ -34,6 +34,8 @@ def bind(address: str, port: int = 0) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
+    # A named port may still have old connections of the job's last run.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((address, port))
         listener.listen(128)
@@ -72,7 +74,9 @@ def wait_for(
     Raises EngineStartError after `timeout_s`, or as soon as `stopped()`.
     """
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and not stopped():
+    while time.monotonic() < deadline:
+        if stopped():
+            raise EngineStartError(f"rank {environment.rank} was told to end while it started")
         content = read_json(job_dir.rendezvous)
         if content and content.get("incarnation") == environment.incarnation:
             return Rendezvous(

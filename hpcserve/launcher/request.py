@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hpcserve.config.batch import BatchConfig, RowDefaults
 from hpcserve.config.cluster import ClusterConfig
@@ -19,6 +20,8 @@ from hpcserve.config.slurm import SlurmConfig
 from hpcserve.errors import ConfigError
 from hpcserve.launcher.job_dir import JobDir, default_run_dir
 from hpcserve.launcher.layout import Layout, infer_layout
+
+_Paths = TypeVar("_Paths", ClusterConfig, JobConfig)
 
 #: Every option that `submit` and `render submit` take.
 SERVE_CONFIGS: tuple[type[Any], ...] = (
@@ -78,11 +81,15 @@ def make_request(
 
     Raises ConfigError for a layout that does not come out, and for options that contradict.
     """
-    slurm, cluster = build(SlurmConfig, settings), build(ClusterConfig, settings)
-    job = build(JobConfig, settings)
+    slurm, cluster = build(SlurmConfig, settings), _at_home(build(ClusterConfig, settings))
+    job = _at_home(build(JobConfig, settings))
     for one in _SET_BY_THE_LAUNCHER:
         if not settings[one].is_default:
             raise ConfigError(f"{one} is set by the job itself on each node; give --nodes instead")
+    for key in slurm.sbatch:
+        name = key.lstrip("-").partition("=")[0]
+        if name in _NOT_BY_SBATCH:
+            raise ConfigError(f"--sbatch {name}: {_NOT_BY_SBATCH[name]}")
     layout = layout_of(engine, slurm, cluster, settings)
     engine = engine.replace(tp_size=layout.tp)
     name = slurm.job_name or f"hpcserve-{Path(engine.model.model).name or 'tiny-chat'}"
@@ -104,6 +111,20 @@ def make_request(
         paths=tuple(paths),
         python=_python(cluster),
     )
+
+
+def _at_home(config: _Paths) -> _Paths:
+    """With ~ as a folder: a shell sees to that, in a file of options nobody does."""
+    given = {name: getattr(config, name) for name in _PATHS if getattr(config, name, None)}
+    homes: dict[str, Any] = {
+        name: tuple(map(_expanded, value)) if isinstance(value, tuple) else _expanded(value)
+        for name, value in given.items()
+    }
+    return dataclasses.replace(config, **homes)
+
+
+def _expanded(text: str) -> str:
+    return os.path.expanduser(text)  # noqa: PTH111 - a Path would make one slash of docker://
 
 
 def layout_of(
@@ -185,6 +206,18 @@ def with_workers(settings: Mapping[str, Setting]) -> Mapping[str, Setting]:
     return {**settings, "replicas": jobs}
 
 
+#: Options that hold paths, of the job and of the cluster.
+_PATHS = ("run_dir", "sbatch_template", "cache_dir", "container", "mount", "venv")
+#: What the run directory and the supervisor are built on.
+_NOT_BY_SBATCH = {
+    "array": "say --replicas, or for a batch run --jobs: each task needs a folder of its own",
+    "output": "the log lies in the run directory; --run-dir says where that is",
+    "error": "the log lies in the run directory, with what SLURM says of the end in it",
+    "open-mode": "logs are appended to, so that a requeued job keeps its own",
+    "ntasks": "one task runs on each node, and starts the node's ranks; say --nodes",
+    "ntasks-per-node": "one task runs on each node, and starts the node's ranks; say --tp",
+    "wait": "submit answers at once; `hpcserve wait JOB` waits",
+}
 #: Starting over was done at submission: a job that is started again must not do it.
 _SAID_OTHERWISE = ("input", "inputs", "output", "model", "jobs", "fresh")
 #: Of a job's drain, for a batch run's own end.
@@ -196,12 +229,12 @@ _SET_BY_THE_LAUNCHER = ("nnodes", "node_rank", "dist_init_addr")
 def existing_paths(*names: str | None) -> list[Path]:
     """Those names that are paths here (a model may also be a name of the hub)."""
     paths = [Path(name).expanduser().absolute() for name in names if name]
+    # The hub's cache: a snapshot holds links to the blobs beside it.
+    paths += [path.parent.parent for path in paths if path.parent.name == "snapshots"]
     if os.environ.get("HF_HOME"):
         paths.append(Path(os.environ["HF_HOME"]))
     return [path for path in paths if path.exists()]
 
 
 def _python(cluster: ClusterConfig) -> str:
-    return (
-        str(Path(cluster.venv).expanduser() / "bin" / "python") if cluster.venv else sys.executable
-    )
+    return str(Path(cluster.venv) / "bin" / "python") if cluster.venv else sys.executable

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcserve.errors import JobNotFoundError
+from hpcserve.launcher.files import read_json
 from hpcserve.launcher.job_dir import JobDir, registered
 
 
@@ -28,12 +29,15 @@ def find(reference: str) -> JobRef:
         return _ref(reference, known[reference])
     main, _, task = reference.rpartition("_")
     if main in known and task.isdigit():
+        _refuse_no_task(main, task, known[main])
         return _ref(reference, known[main], task)
     folder = Path(reference).expanduser()
     if ("/" in reference or reference in (".", "..")) and folder.is_dir():
         return _from_folder(folder.absolute())
     named = [_ref(job_id, job_dir) for job_id, job_dir in known.items()]
     named = [ref for ref in named if ref.name == reference]
+    if not named and folder.is_dir() and JobDir(folder).job.is_file():
+        return _from_folder(folder.absolute())
     if not named:
         some = ", ".join(list(known)[-5:]) or "none"
         raise JobNotFoundError(
@@ -41,7 +45,8 @@ def find(reference: str) -> JobRef:
             "see `hpcserve ps --all`)"
         )
     # The newest of that name: a server that is started anew usually keeps its name.
-    return named[-1]
+    ref = named[-1]
+    return JobRef(_current(ref.job_dir, ref.job_id), ref.job_dir, ref.name)
 
 
 def tasks_of(ref: JobRef) -> list[JobRef]:
@@ -51,8 +56,22 @@ def tasks_of(ref: JobRef) -> list[JobRef]:
     ]
 
 
+def _refuse_no_task(job_id: str, task: str, job_dir: JobDir) -> None:
+    """Raises JobNotFoundError for a task that the array has not; one of plain sbatch may have any."""
+    replicas = job_dir.read_job().get("replicas")
+    if replicas is not None and int(task) >= (replicas if replicas > 1 else 0):
+        what = f"tasks 0 to {replicas - 1}" if replicas > 1 else "no tasks: it is no array"
+        raise JobNotFoundError(f"no job '{job_id}_{task}': job {job_id} has {what}")
+
+
+def _current(job_dir: JobDir, newest: str) -> str:
+    """The job that runs in this directory, or ran last: the newest may wait for its end."""
+    said = str((read_json(job_dir.state) or {}).get("job_id"))
+    return said if said in job_dir.read_job().get("job_ids", []) else newest
+
+
 def _ref(job_id: str, job_dir: JobDir, task: str | None = None) -> JobRef:
-    name = str(job_dir.read_job().get("name", ""))
+    name = str(job_dir.described().get("name", ""))
     return JobRef(job_id, job_dir.task(task), name)
 
 
@@ -65,5 +84,5 @@ def _from_folder(folder: Path) -> JobRef:
     ids = job.get("job_ids") or []
     if not ids:
         raise JobNotFoundError(f"{folder} is no run directory: it has no job.json")
-    job_id = str(ids[-1])
+    job_id = _current(job_dir, str(ids[-1]))
     return JobRef(f"{job_id}_{task}" if task else job_id, job_dir, str(job.get("name", "")))

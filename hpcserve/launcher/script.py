@@ -48,6 +48,7 @@ def render_script(request: JobRequest, *, launcher: str = "slurm") -> str:
         image=request.cluster.container or "",
         mounts=_mounts(request),
         env_names=tuple(dict.fromkeys([*_OURS, *(v.name for v in (*variables, *defaults))])),
+        users_env=tuple(one.name for one in variables),
         gpus=request.layout.gpus_per_node > 0,
     )
     container = runtime.prefix(spec)
@@ -201,12 +202,13 @@ def _srun_words(request: JobRequest) -> list[str]:
 
 
 def _local_lines(launcher: str) -> list[str]:
-    """submitit's controller hides all GPUs from a job that asks for none: show them again."""
+    """submitit's controller hides all GPUs from a job that asks for none: show them again. And an
+    allocation that it was submitted in is not the job's: it runs on this machine alone."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = f"export CUDA_VISIBLE_DEVICES={quote(visible)}" if visible is not None else None
     log = '"$HPCSERVE_RUN_DIR/logs/job.log"'
     words = f"exec > >(tee -ia {log}) 2>&1" if launcher == "debug" else f"exec >>{log} 2>&1"
-    return [gpus or "unset CUDA_VISIBLE_DEVICES", words]
+    return ['unset "${!SLURM_@}"', gpus or "unset CUDA_VISIBLE_DEVICES", words]
 
 
 def _node_words(request: JobRequest, *, in_container: bool) -> list[list[str]]:

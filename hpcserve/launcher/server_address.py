@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpcserve.launcher.files import read_json, write_json
@@ -11,13 +11,14 @@ from hpcserve.launcher.job_dir import JobDir
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServerAddress:
     """address: the head's, for an engine that listens on all of its own."""
 
     job_dir: JobDir
     incarnation: str
     address: str
+    _published: bool = field(default=False, init=False)
 
     @property
     def bound_file(self) -> Path:
@@ -30,8 +31,8 @@ class ServerAddress:
         self.bound_file.unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Write server.json as soon as the engine is bound."""
-        if self.job_dir.server.exists():
+        """Write server.json as soon as the engine is bound, over that of any other run."""
+        if self._published:
             return
         bound = read_json(self.bound_file)
         if bound is None:
@@ -42,3 +43,4 @@ class ServerAddress:
             "incarnation": self.incarnation,
         }
         write_json(self.job_dir.server, content)
+        self._published = True

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hpcserve.errors import SlurmError
 from hpcserve.launcher import slurm_query
+from hpcserve.launcher.plan import gpus
 
 _GPU = re.compile(r"gpu(?::(?P<type>[A-Za-z][\w.-]*))?:(?P<count>\d+)")
 
@@ -38,7 +39,7 @@ def describe_site() -> str:
         lines.append(f"partition: {best.name}")
     if best is not None and best.gpus:
         lines.append(f"node-gpus: {best.gpus}")
-        lines.append(f"gpu: {best.gpu_type}" if best.gpu_type else "# gpu: h100")
+        lines.append(_gpu_line(best.gpu_type))
     else:
         lines += ["gpu-request: none", "device: cpu"]
     lines.append("fabric: auto")
@@ -49,6 +50,15 @@ def describe_site() -> str:
         "# cache-dir: /scratch/...",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _gpu_line(slurms_name: str) -> str:
+    """SLURM may call a GPU as its driver does: nvidia_h100_80gb_hbm3."""
+    kind = gpus.recognized(slurms_name)
+    said = (
+        f"  # {slurms_name}" if slurms_name and (kind is None or kind.name != slurms_name) else ""
+    )
+    return f"{f'gpu: {kind.name}' if kind else '# gpu: h100'}{said}"
 
 
 def partitions() -> list[Partition]:

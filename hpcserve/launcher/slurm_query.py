@@ -19,7 +19,11 @@ from hpcserve.errors import SlurmError
 from hpcserve.launcher.environment import without_slurm
 
 _FIELDS = "%i|%T|%r|%e|%N|%Q|%j"
-_ACTIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "RESIZING"}
+_WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+_ON_NODES = {"CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "RESIZING"}
+_ON_NODES |= {"SIGNALING", "STAGE_OUT", "STOPPED"}
+#: A user's own defaults for how these commands filter and print; ours must not depend on them.
+_HABITS = ("SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_")
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,15 @@ class SlurmJobInfo:
     @property
     def active(self) -> bool:
         """In the queue or on nodes."""
-        return self.state in _ACTIVE
+        return self.waiting or self.running
+
+    @property
+    def waiting(self) -> bool:
+        return self.state in _WAITING
 
     @property
     def running(self) -> bool:
-        return self.state in _ACTIVE - {"PENDING", "REQUEUED"}
+        return self.state in _ON_NODES
 
 
 def command(*words: str, timeout_s: float = 10.0) -> str:
@@ -60,17 +68,27 @@ def command(*words: str, timeout_s: float = 10.0) -> str:
             text=True,
             errors="replace",
             timeout=timeout_s,
-            env=without_slurm(dict(os.environ)),
+            env=_environment(words[0]),
             check=False,
         )
     except FileNotFoundError:
         raise SlurmError(f"there is no command {words[0]} here; is this a login node?") from None
+    except OSError as error:  # such as a machine that has no more processes to give
+        raise SlurmError(f"cannot run {words[0]}: {error.strerror or error}") from None
     except subprocess.TimeoutExpired:
         raise SlurmError(f"{words[0]} gave no answer in {timeout_s:.0f} s") from None
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
         raise SlurmError(f"{words[0]} failed (exit {done.returncode}): {said}")
     return done.stdout
+
+
+def _environment(name: str) -> dict[str, str]:
+    kept = without_slurm(dict(os.environ))
+    if name == "sbatch":  # it hands them on to the job, whose they are
+        return kept
+    plain = {key: value for key, value in kept.items() if not key.startswith(_HABITS)}
+    return {**plain, "SLURM_TIME_FORMAT": "standard"}  # times are parsed
 
 
 def is_here() -> bool:
@@ -113,6 +131,17 @@ def job(job_id: str, *, timeout_s: float = 3.0) -> SlurmJobInfo | None:
     """One job; for the id of a whole array, its first task."""
     found = jobs([job_id], timeout_s=timeout_s)
     return found.get(job_id) or next(iter(found.values()), None)
+
+
+def srun_id(job_id: str) -> str:
+    """The id by which `srun` knows a job: it takes no `12_3`, since each task of an array is a job
+    with a number of its own. Raises SlurmError for a task that SLURM does not know."""
+    if "_" not in job_id:
+        return job_id
+    said = command("squeue", "-h", "-r", "-o", "%A", "-j", job_id).split()
+    if not said:
+        raise SlurmError(f"SLURM knows no job {job_id} now; see `hpcserve status {job_id}`")
+    return said[0]
 
 
 def _has_tasks(job_id: str, found: Iterable[str]) -> bool:

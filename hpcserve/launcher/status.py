@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hpcserve.errors import SlurmError
@@ -56,7 +56,8 @@ def statuses(refs: list[JobRef], *, thorough: bool = False) -> list[JobStatus]:
     """
     refs = [_latest(ref) for ref in refs]
     slurm_jobs = [ref for ref in refs if not is_local(ref.job_id)]
-    asked = [ref.job_id for ref in slurm_jobs if thorough or not _has_spoken(ref)]
+    quiet = [ref for ref in slurm_jobs if thorough or not _has_spoken(ref)]
+    asked = [job_id for ref in quiet for job_id in (ref.job_id, *_later_ids(ref))]
     try:
         known: Mapping[str, SlurmJobInfo] | None = slurm_query.jobs(asked)
     except SlurmError:
@@ -74,7 +75,7 @@ def _has_spoken(ref: JobRef) -> bool:
     if said.get("job_id") != ref.job_id or "state" not in said:
         return False
     fresh = abs(time.time() - said["heartbeat_at"]) < FRESH_S
-    return JobState(said["state"]).over or (fresh and said["state"] != JobState.PENDING)
+    return _is_over(said) or (fresh and said["state"] != JobState.PENDING)
 
 
 def _status(ref: JobRef, known: Mapping[str, SlurmJobInfo] | None) -> JobStatus:
@@ -85,11 +86,15 @@ def _status(ref: JobRef, known: Mapping[str, SlurmJobInfo] | None) -> JobStatus:
     endpoint = read_json(ref.job_dir.endpoint) or {}
     age = time.time() - said["heartbeat_at"] if "heartbeat_at" in said else None
     state, why = _judge(ref, said, age, info, asked=known is not None)
+    follower = _follower(ref, known) if state is JobState.DEAD and not _is_over(said) else None
+    if follower is not None:
+        ended_by = Cause(**said["cause"]) if said.get("cause") else why
+        return replace(_status(follower, known), cause=str(ended_by) if ended_by else None)
     live = state in (JobState.READY, JobState.DRAINING)
     return JobStatus(
         job_id=ref.job_id,
         name=ref.name,
-        kind=str(said.get("kind") or ref.job_dir.read_job().get("kind", "serve")),
+        kind=str(said.get("kind") or ref.job_dir.described().get("kind", "serve")),
         state=state,
         cause=None if why is None else str(why),
         message=str(said.get("message", "")),
@@ -106,11 +111,27 @@ def _status(ref: JobRef, known: Mapping[str, SlurmJobInfo] | None) -> JobStatus:
 
 def _latest(ref: JobRef) -> JobRef:
     """The job that goes on where `ref` ended, if one has started in its run directory."""
-    ids = ref.job_dir.read_job().get("job_ids", [])
     said = str((read_json(ref.job_dir.state) or {}).get("job_id"))
-    if ref.job_id in ids and said in ids and ids.index(said) > ids.index(ref.job_id):
-        return JobRef(said, ref.job_dir, ref.name)
-    return ref
+    return JobRef(said, ref.job_dir, ref.name) if said in _later_ids(ref) else ref
+
+
+def _later_ids(ref: JobRef) -> list[str]:
+    """Jobs that were chained after `ref`, oldest first."""
+    ids = [str(one) for one in ref.job_dir.read_job().get("job_ids", [])]
+    return ids[ids.index(ref.job_id) + 1 :] if ref.job_id in ids else []
+
+
+def _follower(ref: JobRef, known: Mapping[str, SlurmJobInfo] | None) -> JobRef | None:
+    """The job that will go on where `ref` ended, and still waits in the queue."""
+    for job_id in _later_ids(ref):
+        if known and job_id in known and known[job_id].active:
+            return JobRef(job_id, ref.job_dir, ref.name)
+    return None
+
+
+def _is_over(said: Mapping[str, Any]) -> bool:
+    """Whether the supervisor itself said that the job is over, rather than SLURM."""
+    return "state" in said and JobState(said["state"]).over
 
 
 def _said_by_workers(ref: JobRef) -> dict[str, Any]:
@@ -149,18 +170,20 @@ def _judge(
     state = JobState(said["state"]) if "state" in said else JobState.PENDING
     why = Cause(**said["cause"]) if said.get("cause") else None
     requeueing = "state" in said and state is JobState.PENDING and info is not None and info.active
+    if state.over and info is not None and info.waiting and info.job_id == ref.job_id:
+        return JobState.PENDING, why  # `scontrol requeue` by hand
     if state.over or requeueing:
         return state, why
     if is_local(ref.job_id):
         alive = controller(ref.job_id) is not None
         return (state, why) if alive else (JobState.DEAD, _post_mortem(ref, None))
     if not asked:  # SLURM does not answer: only a fresh heartbeat says anything
-        fresh = age is not None and age < STALE_S
+        fresh = age is not None and abs(age) < STALE_S
         return (state if fresh else JobState.UNKNOWN), why
     if info is None:
-        fresh = age is not None and age < STALE_S
+        fresh = age is not None and abs(age) < STALE_S
         return (state, why) if fresh else (JobState.DEAD, why or _post_mortem(ref, None))
-    if info.state in ("PENDING", "REQUEUED"):
+    if info.waiting:
         return JobState.PENDING, why
     if info.active:
         return (JobState.STARTING if state is JobState.PENDING else state), why

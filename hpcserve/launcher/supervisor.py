@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hpcserve.errors import SlurmError
+from hpcserve.errors import LauncherError, SlurmError
 from hpcserve.launcher import cause as causes
 from hpcserve.launcher import readiness
 from hpcserve.launcher.base import JobEnvironment, JobState
@@ -71,6 +71,7 @@ class Supervisor:
 
     _exclude: list[str] = field(default_factory=list, init=False)
     _is_ready: bool = field(default=False, init=False)
+    _superseded: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         env, options = self.environment, self.options
@@ -88,19 +89,40 @@ class Supervisor:
 
     def run(self) -> int:
         before = read_json(self.job_dir.state) or {}
-        if self._nothing_left(before):
-            log.info("the work of %s is done already (%s)", self.job_dir.path, before["state"])
+        nothing_left = self._why_nothing_is_left(before)
+        if nothing_left:
+            log.info("%s; ending", nothing_left)
             return 0
         self._rows_before = self.rows_done()
         self._record.begin()
-        self.followup.prepare()
-        child = self.start_child(self.command)
-        return self._finish(self._watch(child))
+        if self._record.restarts < self.options.max_restarts:  # else there is no further run
+            self.followup.prepare()
+        try:
+            child = self.start_child(self.command)
+        except LauncherError as error:
+            self.followup.drop()
+            cause = Cause(causes.CRASHED, str(error))
+            self._record.publish(JobState.DEAD, cause=cause, exit_code=error.exit_code)
+            raise
+        code = self._watch(child)
+        return INCOMPLETE if self._superseded else self._finish(code)
 
-    def _nothing_left(self, before: dict[str, object]) -> bool:
-        """A follow-up job may find that the one before it finished, or was cancelled."""
-        ended = before.get("state") in (JobState.FINISHED, JobState.DEAD)
-        return ended and before.get("incarnation") != self.environment.incarnation
+    def _why_nothing_is_left(self, before: dict[str, object]) -> str:
+        """A follow-up job may find that the one before it finished, or was cancelled.
+
+        The same job anew is something else: SLURM itself does that after preemption, and for
+        `scontrol requeue`. Empty where there is work.
+        """
+        state, most = before.get("state"), self.options.max_restarts
+        ended = state in (JobState.FINISHED, JobState.DEAD)
+        if not ended or before.get("incarnation") == self.environment.incarnation:
+            return ""
+        anew = before.get("job_id") == self.environment.job_id
+        if not anew or (self.options.kind == "batch" and state == JobState.FINISHED):
+            return f"the work of {self.job_dir.path} is done already ({state})"
+        if self.options.continue_with != "none" and self._record.runs() > most:
+            return f"restarted {self._record.runs() - 1} times already (--max-restarts {most})"
+        return ""
 
     def _watch(self, child: Child) -> int:
         """Until the child has ended; returns its exit code."""
@@ -117,7 +139,16 @@ class Supervisor:
                 self._check_ranks()
                 self._check_ready()
             self._drain.enforce(child)
-            self._record.beat()
+            self._give_way()
+            if not self._superseded:
+                self._record.beat()
+
+    def _give_way(self) -> None:
+        """SLURM may have lost this node from sight, and run the job anew on others: the word in
+        the run directory is theirs."""
+        if not self._superseded and self._record.is_superseded():
+            self._superseded = True
+            self._drain.at_once(Cause(causes.NODE_FAILURE, "a later run of the job has begun"))
 
     def _on_signal(self, number: signal.Signals) -> None:
         if number in STOP:
@@ -139,13 +170,18 @@ class Supervisor:
 
     def _check_deadline(self) -> None:
         self.deadline.refresh()
+        if not self._drain.begun and self._is_near_its_end():
+            self.deadline.confirm()
         left = self.deadline.seconds_left()
         self._record.ends(self.deadline.end_time_s, time.time() + left - MARGIN_S)
-        if not self._drain.begun and left < self.options.drain_s + MARGIN_S:
+        if not self._drain.begun and self._is_near_its_end():
             self._begin_drain(
-                Cause(causes.TIME_LIMIT, f"SLURM ends the job in {left:.0f} s"),
+                Cause(causes.TIME_LIMIT, f"SLURM ends the job in {max(left, 0.0):.0f} s"),
                 max(1.0, min(self.options.drain_s, left - MARGIN_S)),
             )
+
+    def _is_near_its_end(self) -> bool:
+        return self.deadline.seconds_left() < self.options.drain_s + MARGIN_S
 
     def _check_ranks(self) -> None:
         lost = self._liveness.lost()
@@ -196,11 +232,16 @@ class Supervisor:
         for number in self.inbox.take():  # one that came with the end of the child
             if number in STOP:
                 why = why or self._why_stopped(number)
+        if why is not None and why.kind == causes.CANCELLED:
+            why = self._witness.of_slurm() or why  # its line may come later than its signal
         if self._completed(code, why):
             self.followup.drop()
             self._record.publish(JobState.FINISHED, exit_code=code)
             return code
         why = why or self._why_ended(code)
+        if why.kind == causes.REQUEUED:
+            self._record.publish(JobState.PENDING, cause=why, message="SLURM runs it again")
+            return INCOMPLETE
         decision = decide(
             self.options.continue_with,
             why.kind,
@@ -228,7 +269,7 @@ class Supervisor:
     def _why_ended(self, code: int) -> Cause:
         if self.options.kind == "batch" and code == INCOMPLETE:
             return Cause(causes.TIME_LIMIT, "the run stopped in time")
-        return self._witness.of_end(code)
+        return self._witness.of_slurm() or self._witness.of_end(code)
 
     def _go_on(self, why: Cause, decision: Decision) -> bool:
         # Written first: a requeue ends this process at once. The signals that come with it must

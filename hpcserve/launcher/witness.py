@@ -28,13 +28,22 @@ class Witness:
     def of_signal(self, number: signal.Signals, seconds_left: float) -> Cause:
         """SLURM sends the same signal for everything; its log line and the clock tell which."""
         time.sleep(_LINE_COMES_S)
-        for line in reversed(self._tail(self._job_log)[-20:]):
-            found = causes.from_logs([line])
-            if found.kind in (causes.TIME_LIMIT, causes.PREEMPTED, causes.NODE_FAILURE):
-                return found
+        found = self.of_slurm()
+        if found is not None:
+            return found
         if seconds_left < _LIMIT_IS_NEAR_S:
             return Cause(causes.TIME_LIMIT, "SLURM's time limit was reached")
         return Cause(causes.CANCELLED, f"{number.name}, by scancel or an administrator")
+
+    def of_slurm(self) -> Cause | None:
+        """What SLURM wrote into the batch script's log when it began to end the job."""
+        for line in reversed(self._tail(self._job_log)[-20:]):
+            if "DUE TO JOB REQUEUE" in line:
+                return Cause(causes.REQUEUED, line.strip())
+            found = causes.from_logs([line])
+            if found.kind in (causes.TIME_LIMIT, causes.PREEMPTED, causes.NODE_FAILURE):
+                return found
+        return None
 
     def of_end(self, exit_code: int) -> Cause:
         """Of nodes that ended by themselves."""

@@ -18,12 +18,17 @@ def array(site):
     )
     rows, answers = site.home / "questions.jsonl", site.home / "answers.jsonl"
     rows.write_text("".join(f'{{"prompt": "Count to {number}:"}}\n' for number in range(NUM_ROWS)))
+    # Neither begins before the other is there, else one might answer everything.
+    came = f"{site.home}/came-"
+    meet = (
+        f"touch {came}$SLURM_ARRAY_TASK_ID; until [[ -e {came}0 && -e {came}1 ]]; do sleep 1; done"
+    )
 
     def submit(*words):
         done = site.hpc(
             *("batch", str(rows), "-o", str(answers), "--launcher", "slurm", "--time", "10"),
             *("--jobs", "2", "--shard-rows", "4", "--max-running-requests", "2", "--drain", "6"),
-            *("--max-tokens", "60", "--sampling", "ignore_eos=true", *words),
+            *("--max-tokens", "60", "--sampling", "ignore_eos=true", "--setup", meet, *words),
             env=ONE_THREAD,
         )
         return site.job(done.stdout.split()[1]), answers
@@ -55,9 +60,9 @@ def states(job):
 
 def test_tasks_share_the_rows_and_survive_the_death_of_one(site, array, nothing_left):
     job, answers = array()
-    job.eventually(lambda: both_work(site, answers), "rows of both tasks", 90.0)
+    job.eventually(lambda: both_work(site, answers), "rows of both tasks", 120.0)
     site.slurm.run("scancel", "--signal=KILL", "--full", f"{job.job_id}_1")
-    job.wait(timeout=110)
+    job.wait(timeout=200)
     check_complete(site, answers)
     assert states(job)[f"{job.job_id}_0"] == "COMPLETED"
     # The dead one's rows were taken over: nobody had to run anything again.
@@ -68,13 +73,13 @@ def test_tasks_share_the_rows_and_survive_the_death_of_one(site, array, nothing_
 
 def test_a_requeued_task_joins_the_run_again_and_does_not_start_it_over(site, array, nothing_left):
     job, answers = array("--continue-with", "requeue", "--fresh")
-    job.eventually(lambda: both_work(site, answers), "rows of both tasks", 90.0)
+    job.eventually(lambda: both_work(site, answers), "rows of both tasks", 120.0)
     begun = json.loads((answers.parent / "answers.jsonl.hpcserve/manifest.json").read_bytes())
     site.slurm.run("scancel", "--batch", "--signal=USR1", f"{job.job_id}_0")
-    site.slurm.release(f"{job.job_id}_0", timeout=40.0)
+    site.slurm.release(f"{job.job_id}_0")
     assert run_status(site, answers)["num_finished"] > 0
-    site.job(f"{job.job_id}_0").wait(timeout=110)
-    site.job(f"{job.job_id}_1").wait(timeout=110)
+    site.job(f"{job.job_id}_0").wait(timeout=200)
+    site.job(f"{job.job_id}_1").wait(timeout=200)
     check_complete(site, answers)
     now = json.loads((answers.parent / "answers.jsonl.hpcserve/manifest.json").read_bytes())
     assert now["run_id"] == begun["run_id"]

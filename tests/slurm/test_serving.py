@@ -102,7 +102,7 @@ def test_one_address_in_front_of_an_array(site, nothing_left):
         request = urllib.request.Request(
             f"{url}/models", headers={"Authorization": f"Bearer {key}"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return "fake" in answer.read().decode()
 
     words = [sys.executable, "-m", "hpcserve", "route", "pair", "--port", "0"]
@@ -115,7 +115,7 @@ def test_one_address_in_front_of_an_array(site, nothing_left):
             assert all(answers(url) for _ in range(4))
         finally:
             route.send_signal(signal.SIGINT)
-        assert route.wait(10) == 0
+        assert route.wait(60) == 0
 
 
 def test_two_servers_share_a_node(site):
@@ -152,10 +152,10 @@ def test_plain_sbatch_with_the_shipped_script(site, tmp_path):
         check=True,
     )
     job_id = done.stdout.strip()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while site.hpc("status", job_id, check=False).returncode == 2 and time.monotonic() < deadline:
         time.sleep(0.3)
-    site.hpc("wait", job_id, "--timeout", "30")
+    site.hpc("wait", job_id, "--timeout", "60")
     said = json.loads(site.hpc("endpoint", job_id, "--json").stdout)
     assert said["state"] == "ready"
     assert "--model a b's $x --tp 16" in site.hpc("logs", job_id, "--rank", "1").stdout
@@ -186,7 +186,7 @@ def test_uneven_gpus_are_refused_by_the_node_that_lacks_them(site):
         (site.home / "cluster.yaml").read_text().replace("gpu-request: none\ndevice: cpu\n", "")
     )
     job = site.submit("--nodes", "2", "--tp", "8", "--gres", "none", "--sbatch", "gpus=5")
-    failed = job.hpc("wait", "--timeout", "30", check=False)
+    failed = job.hpc("wait", "--timeout", "60", check=False)
     assert failed.returncode == 1
     assert "GPUs" in failed.stderr
     assert "--gpus-per-node" in failed.stderr

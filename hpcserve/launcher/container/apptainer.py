@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from hpcserve.launcher.container.base import ContainerRuntime, ContainerSpec, image_kind
 from hpcserve.launcher.template import quote
 
@@ -11,7 +13,10 @@ class Apptainer(ContainerRuntime):
     kinds = ("registry", "squashfs", "sif", "tarball")
 
     def prefix(self, spec: ContainerSpec) -> list[list[str]]:
-        words = [["apptainer", "exec", *(["--nv"] if spec.gpus else []), "--no-home"]]
+        # The older name of the same command, where a site has no other.
+        old = shutil.which("apptainer") is None and shutil.which("singularity") is not None
+        command = "singularity" if old else "apptainer"
+        words = [[command, "exec", *(["--nv"] if spec.gpus else []), "--no-home"]]
         words += [["--bind", quote(mount)] for mount in spec.mounts]
         return [*words, [quote(_uri(spec.image))]]
 

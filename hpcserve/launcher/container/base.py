@@ -14,11 +14,15 @@ _TARBALL = (".tar", ".tar.gz", ".tgz", ".tar.zst")
 
 @dataclass(frozen=True)
 class ContainerSpec:
-    """mounts: "SOURCE:TARGET[:ro]".  env_names: variables whose value must be the host's."""
+    """mounts: "SOURCE:TARGET[:ro]".  env_names: variables whose value must be the host's.
+
+    users_env: those of them that the user named with --env.
+    """
 
     image: str
     mounts: tuple[str, ...] = ()
     env_names: tuple[str, ...] = ()
+    users_env: tuple[str, ...] = ()
     gpus: bool = True
 
 

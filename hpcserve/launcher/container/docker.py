@@ -20,9 +20,13 @@ class Docker(ContainerRuntime):
 
 
 def task_script(engine: str, spec: ContainerSpec) -> list[list[str]]:
-    """`container_task.sh ENGINE IMAGE [--gpus] [--mount M]... --`, run on every node."""
+    """`container_task.sh ENGINE IMAGE [--gpus] [--env NAME]... [--mount M]... --` on every node.
+
+    A daemon starts the container: of the job's variables it has what it is given by name.
+    """
     words = [["bash", '"$container_task"', engine, quote(spec.image)]]
     words += [["--gpus"]] if spec.gpus else []
+    words += [["--env", name] for name in spec.users_env]
     words += [["--mount", quote(mount)] for mount in spec.mounts]
     return [*words, ["--"]]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -16,30 +15,30 @@ from hpcserve import envs
 from hpcserve.launcher.base import JobEnvironment
 from hpcserve.launcher.doctor import gpu, machine, network, slurm, versions
 from hpcserve.launcher.doctor.base import FAIL, PASS, Finding
-from hpcserve.launcher.files import write_json
+from hpcserve.launcher.files import read_json, write_json
 
 #: Floor for an all-reduce between nodes by fabric, GB/s of bus bandwidth on one GPU per node.
 SLOW_GB_S = 1.0
 STEP_TIMEOUT_S = 240.0
 
 
-def node_findings() -> list[Finding]:
+def node_findings(ifname: str | None = None) -> list[Finding]:
     """What concerns one node; quick, without torch."""
-    found = [*versions.check(), *gpu.check(), *network.check(), *machine.check()]
+    found = [*versions.check(), *gpu.check(), *network.check(ifname), *machine.check()]
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     return [Finding(one.level, one.check, one.found, one.fix, host) for one in found]
 
 
-def node_report(folder: Path) -> None:
+def node_report(folder: Path, ifname: str | None) -> None:
     """Write what one node tells the one that asked into `folder`."""
     host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    findings = [one.as_json() for one in node_findings()]
+    findings = [one.as_json() for one in node_findings(ifname)]
     content = {"host": host, "time": machine.now(), "findings": findings}
     write_json(folder / f"node-{host}.json", content)
 
 
-def here() -> list[Finding]:
-    return [*slurm.check(), *node_findings()]
+def here(ifname: str | None) -> list[Finding]:
+    return [*slurm.check(), *node_findings(ifname)]
 
 
 def allocation(
@@ -51,11 +50,16 @@ def allocation(
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, prefix="doctor-") as name:
         folder = Path(name)
-        reports, wrong = _step(environment, "node", None, folder)
+        begun = machine.now()
+        wrong = _step(environment, "node", ifname, folder)
+        ended = machine.now()
+        names = [f"node-{host}.json" for host in environment.hosts]
+        reports = [report for name in names if (report := read_json(folder / name))]
         findings += [Finding(**one) for report in reports for one in report["findings"]]
         findings += [*wrong, *_without_report(environment, reports)]
         if reports:
-            findings.append(machine.clock_finding({one["host"]: one["time"] for one in reports}))
+            times = {one["host"]: one["time"] for one in reports}
+            findings.append(machine.clock_finding(times, begun, ended))
         if allreduce and environment.num_nodes > 1:
             findings += _all_reduce(environment, ifname, folder)
     return findings
@@ -70,11 +74,13 @@ def _without_report(
 
 
 def _all_reduce(environment: JobEnvironment, ifname: str | None, folder: Path) -> list[Finding]:
-    measured, wrong = _step(environment, "allreduce", ifname, folder)
-    if wrong:
-        done = {one["host"] for one in measured}
-        absent = ", ".join(sorted(set(environment.hosts) - done)) or "every node got through"
-        found = f"{wrong[0].found}; without a result: {absent}"
+    wrong = _step(environment, "allreduce", ifname, folder)
+    files = [folder / f"allreduce-{rank}.json" for rank in range(environment.num_nodes)]
+    measured = [one for file in files if (one := read_json(file))]
+    absent = ", ".join(sorted(set(environment.hosts) - {one["host"] for one in measured}))
+    if wrong or absent:
+        what = f"{wrong[0].found}; " if wrong else ""
+        found = f"{what}without a result: {absent or 'none, every node got through'}"
         return [Finding(FAIL, "all-reduce", found, _FIX)]
     incorrect = [one["host"] for one in measured if not one["correct"]]
     if incorrect:
@@ -92,26 +98,27 @@ _FIX = "name the interface with --ifname; NCCL_DEBUG=INFO tells which link was t
 
 def _step(
     environment: JobEnvironment, part: str, ifname: str | None, folder: Path
-) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """Run `hpcserve doctor --part` once on every node; their reports, and what went wrong.
+) -> list[Finding]:
+    """Run `hpcserve doctor --part` once on every node; returns what went wrong.
 
     Reports go by files: srun passes on what tasks print in pieces of a kilobyte, and those of
-    several nodes get mixed.
+    several nodes get mixed. Their names are known: over NFS a listing may be older than they are.
     """
-    words = ["srun", f"--jobid={environment.job_id.partition('_')[0]}", "--overlap", "--mpi=none"]
+    # In an array the number before the `_` is that of another task's job.
+    words = ["srun", f"--jobid={os.environ['SLURM_JOB_ID']}", "--overlap", "--mpi=none"]
     words += [f"--nodes={environment.num_nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
     words += [sys.executable, "-m", "hpcserve", "doctor", "--part", part, "--folder", str(folder)]
     words += ["--ifname", ifname] if ifname else []
-    wrong = []
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, timeout=STEP_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
-        wrong = [Finding(FAIL, part, f"no answer in {STEP_TIMEOUT_S:.0f} s", _FIX)]
-    else:
-        if done.returncode:
-            said = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing"]
-            told = next((one for one in reversed(said) if "Error" in one), said[-1])
-            wrong = [Finding(FAIL, part, f"exit {done.returncode}: {told[:300]}", _FIX)]
-    return [json.loads(one.read_text()) for one in sorted(folder.glob(f"{part}-*.json"))], wrong
+        return [Finding(FAIL, part, f"no answer in {STEP_TIMEOUT_S:.0f} s", _FIX)]
+    except OSError as error:
+        return [Finding(FAIL, part, f"cannot run srun: {error.strerror}", _FIX)]
+    if not done.returncode:
+        return []
+    said = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing"]
+    told = next((one for one in reversed(said) if "Error" in one), said[-1])
+    return [Finding(FAIL, part, f"exit {done.returncode}: {told[:300]}", _FIX)]

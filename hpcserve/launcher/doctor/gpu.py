@@ -9,6 +9,8 @@ from hpcserve.launcher.doctor.base import FAIL, PASS, WARN, Finding
 from hpcserve.launcher.environment import gpus_on_node
 
 _FIELDS = "name,driver_version,memory.total,memory.used,ecc.errors.uncorrected.volatile.total"
+#: A driver without persistence mode takes its time for the first question.
+TIMEOUT_S = 30.0
 
 
 def check() -> list[Finding]:
@@ -26,15 +28,20 @@ def check() -> list[Finding]:
     return [*findings, *_links(len(rows))]
 
 
+def _run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
 def _query(fields: str) -> list[list[str]] | str:
     """One row per GPU; a text where nvidia-smi fails."""
-    words = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    words = ("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        done = _run(*words)
     except subprocess.TimeoutExpired:
-        return "nvidia-smi gave no answer in 30 s"
+        return f"nvidia-smi gave no answer in {TIMEOUT_S:.0f} s"
     if done.returncode:
-        return (done.stdout + done.stderr).strip().splitlines()[-1]
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        return f"nvidia-smi failed (exit {done.returncode}): {said[-1] if said else 'no word'}"
     return [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
 
 
@@ -71,13 +78,11 @@ def _is_number(text: str) -> bool:
 def _links(count: int) -> list[Finding]:
     if count < 2:
         return []
-    done = subprocess.run(
-        ["nvidia-smi", "nvlink", "--status"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    try:
+        done = _run("nvidia-smi", "nvlink", "--status")
+    except subprocess.TimeoutExpired:
+        found = f"nvidia-smi nvlink gave no answer in {TIMEOUT_S:.0f} s"
+        return [Finding(WARN, "NVLink", found, "look at it on the node; drain it if it stays so")]
     active = done.stdout.count("GB/s")
     if done.returncode or not active:
         return [Finding(WARN, "NVLink", "none seen", "tensor parallelism will go over PCIe")]

@@ -67,14 +67,22 @@ def _locked_memory() -> Finding:
     return Finding(WARN, "locked memory", f"at most {soft // 1024} KiB", fix)
 
 
-def clock_finding(times: dict[str, float]) -> Finding:
-    """Host -> its time, all read within a moment."""
-    spread = max(times.values()) - min(times.values()) if times else 0.0
-    if spread > MAX_SKEW_S:
-        last = max(times, key=lambda host: times[host])
-        fix = "start chrony or ntpd on every node"
-        return Finding(WARN, "clocks", f"{spread:.1f} s apart; {last} is ahead", fix)
-    return Finding(PASS, "clocks", f"within {spread:.1f} s of each other")
+def clock_finding(times: dict[str, float], begun: float, ended: float) -> Finding:
+    """Host -> its time, read at some moment between `begun` and `ended` by the clock here.
+
+    Nodes come up at different moments, which says nothing of their clocks.
+    """
+    skews = {
+        host: at - begun if at < begun else at - ended if at > ended else 0.0
+        for host, at in times.items()
+    }
+    worst = max(skews, key=lambda host: abs(skews[host]))
+    skew = skews[worst]
+    if abs(skew) > MAX_SKEW_S:
+        how = "ahead of" if skew > 0 else "behind"
+        found = f"{worst} is at least {abs(skew):.1f} s {how} this machine"
+        return Finding(WARN, "clocks", found, "start chrony or ntpd on every node")
+    return Finding(PASS, "clocks", f"at most {ended - begun + abs(skew):.1f} s apart")
 
 
 def now() -> float:

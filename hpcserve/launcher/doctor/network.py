@@ -6,21 +6,23 @@ import socket
 
 from hpcserve.errors import HpcserveError
 from hpcserve.launcher import network
-from hpcserve.launcher.doctor.base import PASS, WARN, Finding
+from hpcserve.launcher.doctor.base import FAIL, PASS, WARN, Finding
 from hpcserve.launcher.fabric import _select as fabrics
 from hpcserve.launcher.fabric.base import NetworkFacts
 
 
-def check() -> list[Finding]:
+def check(ifname: str | None = None) -> list[Finding]:
+    """ifname: the interface between the nodes, where it was named."""
     facts = network.facts()
-    return [_address(facts), _name(), _fabric(facts)]
+    return [_address(facts, ifname), _name(), _fabric(facts)]
 
 
-def _address(facts: NetworkFacts) -> Finding:
+def _address(facts: NetworkFacts, ifname: str | None) -> Finding:
     try:
-        name, address = network.own_address(facts, None)
+        name, address = network.own_address(facts, ifname)
     except HpcserveError as error:
-        return Finding(WARN, "address", str(error), "several nodes need one; one node does not")
+        level = FAIL if ifname else WARN
+        return Finding(level, "address", str(error), "several nodes need one; one node does not")
     others = ", ".join(one for one in facts.interfaces if one not in (name, "lo")) or "none"
     return Finding(PASS, "address", f"{address} on {name} (other interfaces: {others})")
 

@@ -32,7 +32,9 @@ def settings_of_node(cluster: ClusterConfig, facts: NetworkFacts, ifname: str) -
     log.info("fabric: %s", fabric.name)
     chosen = not_yet_set(forced, os.environ)
     for one in forced:
-        mine = one in chosen
-        value = one.value if mine else os.environ[one.name]
-        log.info("%s=%s  # %s", one.name, value, one.reason if mine else "yours, kept")
+        # The batch script may have set it for the same reason.
+        value = one.value if one in chosen else os.environ[one.name]
+        log.info(
+            "%s=%s  # %s", one.name, value, one.reason if value == one.value else "yours, kept"
+        )
     return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from hpcserve.errors import ConfigError
@@ -47,8 +48,18 @@ GPUS = {
 
 
 def gpu(name: str) -> Gpu:
-    """By name, in any case; raises ConfigError that lists the known ones."""
-    plain = name.lower().removeprefix("nvidia-").replace("_", "-")
-    if plain not in GPUS:
+    """By name, in any case and as drivers write it; raises ConfigError that lists the known ones."""
+    found = recognized(name)
+    if found is None:
         raise ConfigError(f"unknown GPU {name!r}; known: {', '.join(GPUS)}")
-    return GPUS[plain]
+    return found
+
+
+def recognized(name: str) -> Gpu | None:
+    """The GPU that is meant by h100, A100-40 or nvidia_a100-sxm4-40gb; None for any other."""
+    words = [one for one in re.split(r"[-_ ]+", name.lower()) if one not in ("nvidia", "tesla")]
+    if not words or "mig" in words:  # a slice of a GPU is another thing
+        return None
+    size = next((one.removesuffix("gb") for one in words if one.endswith("gb")), "")
+    meant = ("-".join(words), f"{words[0]}-{size}", words[0])
+    return next((GPUS[one] for one in meant if one in GPUS), None)

@@ -49,9 +49,12 @@ class ModelShape:
         return (1 if self.is_mla else 2) * layers * heads * self.head_dim * self.kv_bytes
 
     def weights_bytes(self, tp: int = 1, pp: int = 1) -> float:
-        """On the fullest GPU: embedding and output matrix are at the ends of the pipeline."""
-        split = (self.attention + self.mlp + self.experts) / (tp * pp)
-        return (split + self.embedding / tp / (1 if pp == 1 else 2)) * self.weight_bytes
+        """On the fullest GPU: embedding and output matrix are at the ends of the pipeline, also
+        where they are the same."""
+        share = -(-self.num_layers // pp) / self.num_layers
+        layers = (self.attention + self.mlp + self.experts) * share
+        ends = self.embedding if pp == 1 else self.vocab_size * self.hidden_size
+        return (layers + ends) / tp * self.weight_bytes
 
 
 def load_shape(model: str | Path, dtype: str = "auto") -> ModelShape:

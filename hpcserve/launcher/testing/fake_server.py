@@ -2,8 +2,8 @@
 
     python -m hpcserve.launcher.testing.fake_server --host H --port P [any option of `hpcserve serve`]
 
-It answers /health, /v1/models and /v1/completions, drains on SIGTERM as the real one does, and
-misbehaves as FAKE_ENGINE says, a comma-separated list of:
+It answers /health (with the number of requests that run), /v1/models and /v1/completions, drains on
+SIGTERM as the real one does, and misbehaves as FAKE_ENGINE says, a comma-separated list of:
 
     load=S        answers only after S seconds
     slow=S        each completion takes S seconds
@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/health":
-            self._answer(503 if Handler.draining else 200, {})
+            self._answer(503 if Handler.draining else 200, {"running": Handler.running})
         elif self.path == "/v1/models":
             self._if_allowed({"data": [{"id": MODEL}]})
         else:

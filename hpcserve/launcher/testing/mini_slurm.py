@@ -210,7 +210,7 @@ class MiniSlurm:
         process = self.processes.pop(name)
         process.terminate()
         try:
-            process.wait(timeout=10)
+            process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -222,7 +222,7 @@ class MiniSlurm:
 
         self._until("the nodes", idle)
 
-    def _until(self, what: str, ready: object, timeout: float = 30.0) -> None:
+    def _until(self, what: str, ready: object, timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             dead = [name for name, one in self.processes.items() if one.poll() is not None]
@@ -234,7 +234,7 @@ class MiniSlurm:
             time.sleep(0.1)
         raise SlurmError(f"{what} did not come up in {timeout:.0f} s; see {self.folder}/log")
 
-    def release(self, job_id: str, timeout: float = 20.0) -> None:
+    def release(self, job_id: str, timeout: float = 60.0) -> None:
         """Start a requeued job now; SLURM itself waits two minutes or so."""
         deadline = time.monotonic() + timeout
         words = ("squeue", "-h", "-o", "%T %r", "-j", job_id)

@@ -46,6 +46,18 @@ def test_pyxis_names_images_as_enroot_does(image, named):
     assert options[0].removeprefix("--container-image=").strip("'") == named
 
 
+@pytest.mark.parametrize(
+    ("installed", "command"),
+    [(["singularity"], "singularity"), (["singularity", "apptainer"], "apptainer")],
+)
+def test_apptainer_goes_by_its_older_name_too(monkeypatch, tmp_path, installed, command):
+    for name in installed:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    runtime = runtimes.choose("auto", "org/image:1")
+    assert runtime.prefix(ContainerSpec("org/image:1"))[0][0] == command
+
+
 def fake_docker(folder, body):
     folder.mkdir()
     docker = folder / "docker"
@@ -61,7 +73,7 @@ def fake_docker(folder, body):
 
 def run_task(env, *words):
     return subprocess.run(
-        ["bash", TASK_SCRIPT, "docker", *words], env=env, capture_output=True, text=True, timeout=20
+        ["bash", TASK_SCRIPT, "docker", *words], env=env, capture_output=True, text=True, timeout=60
     )
 
 
@@ -69,7 +81,9 @@ def test_docker_script_touches_its_own_container_only(tmp_path):
     env = fake_docker(tmp_path / "bin", "case $1 in run) exit 7;; esac")
     env |= {"CUDA_VISIBLE_DEVICES": "2,3", "NCCL_NET": "AWS Libfabric", "UNRELATED": "x"}
     done = run_task(
-        env, "org/image", "--gpus", "--mount", "/a b:/c", "--", "hpcserve", "node", "it's $x"
+        env,
+        *("org/image", "--gpus", "--env", "PROXY", "--mount", "/a b:/c"),
+        *("--", "hpcserve", "node", "it's $x"),
     )
     assert done.returncode == 7
     calls = (tmp_path / "bin" / "calls").read_text().splitlines()
@@ -79,6 +93,7 @@ def test_docker_script_touches_its_own_container_only(tmp_path):
     assert '--gpus "device=2,3"' in run
     assert "--volume /a b:/c" in run
     assert "--env NCCL_NET" in run
+    assert "--env PROXY" in run
     assert "UNRELATED" not in run
     assert run.endswith("org/image hpcserve node it's $x")
 
@@ -90,16 +105,16 @@ def test_docker_script_loads_a_tarball(tmp_path):
 
 
 def test_docker_script_passes_sigterm_on(tmp_path):
-    body = "[[ $1 != run ]] || { trap 'echo got term; exit 0' TERM; echo up; sleep 30 & wait; }"
+    body = "[[ $1 != run ]] || { trap 'echo got term; exit 0' TERM; echo up; sleep 90 & wait; }"
     env = fake_docker(tmp_path / "bin", body)
     output = tmp_path / "output"
     with output.open("w") as stream:
         process = subprocess.Popen(
             ["bash", TASK_SCRIPT, "docker", "org/image", "--", "true"], env=env, stdout=stream
         )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while output.read_text() != "up\n" and time.monotonic() < deadline:
         time.sleep(0.05)
     process.terminate()
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     assert output.read_text() == "up\ngot term\n"

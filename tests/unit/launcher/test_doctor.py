@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from hpcserve.cli.main import main
-from hpcserve.launcher.doctor import gpu, machine
+from hpcserve.launcher import environment
+from hpcserve.launcher.base import JobEnvironment
+from hpcserve.launcher.doctor import examine, gpu, machine
 from hpcserve.launcher.doctor.base import FAIL, PASS, WARN, Finding, worst
+from hpcserve.launcher.files import write_json
 
 
 @pytest.fixture
@@ -63,10 +68,95 @@ def test_a_link_that_is_down_fails(nvidia_smi):
     assert worst(gpu.check()) == FAIL
 
 
-def test_clocks():
-    assert machine.clock_finding({"a": 100.0, "b": 100.2}).level == PASS
-    late = machine.clock_finding({"a": 100.0, "b": 130.0})
-    assert (late.level, "b is ahead" in late.found) == (WARN, True)
+@pytest.mark.parametrize(
+    ("times", "level", "word"),
+    [
+        # Nodes came up at any moment of the step: that is no difference of clocks.
+        ({"a": 100.0, "b": 119.0}, PASS, "at most 20.0 s"),
+        ({"a": 100.0, "b": 150.0}, WARN, "b is at least 30.0 s ahead"),
+        ({"a": 70.0, "b": 110.0}, WARN, "a is at least 30.0 s behind"),
+        ({"a": 97.0, "b": 110.0}, PASS, "at most 23.0 s"),
+    ],
+)
+def test_clocks(times, level, word):
+    found = machine.clock_finding(times, 100.0, 120.0)
+    assert (found.level, word in found.found) == (level, True), found
+
+
+@pytest.fixture
+def allocation(fake_slurm, monkeypatch):
+    """Of two nodes, as task 3 of array 12, which is a job of number 15."""
+    monkeypatch.setenv("SLURM_JOB_ID", "15")
+    here = JobEnvironment("12_3", 0, 2, ("n1", "n2"), "n1", array_task_id="3")
+    return lambda: examine.allocation(here, None, allreduce=True)
+
+
+def test_nodes_without_a_result_are_named(allocation, fake_slurm):
+    found = [one for one in allocation() if one.level == FAIL]
+    assert [(one.check, one.host) for one in found[:2]] == [("node", "n1"), ("node", "n2")]
+    assert (found[2].check, "without a result: n1, n2" in found[2].found) == ("all-reduce", True)
+    for words in fake_slurm.calls("srun"):
+        assert "--jobid=15" in words  # 12 is another task's
+
+
+def test_reports_are_read_by_name(allocation, monkeypatch):
+    """Over NFS a listing of the folder may be older than the files in it."""
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(()))
+
+    plain = subprocess.run
+
+    def step(words, **options):
+        if words[0] != "srun":
+            return plain(words, **options)
+        folder = Path(words[words.index("--folder") + 1])
+        for rank, host in enumerate(("n1", "n2")):
+            report = {"host": host, "time": machine.now(), "findings": []}
+            write_json(folder / f"node-{host}.json", report)
+            sums = {"host": host, "correct": True, "bus_gb_s": 3, "device": "cpu"}
+            write_json(folder / f"allreduce-{rank}.json", sums)
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    monkeypatch.setattr(examine.subprocess, "run", step)
+    said = {one.check: one.level for one in allocation()}
+    assert (said["clocks"], said["all-reduce"], said.get("node")) == (PASS, PASS, None)
+
+
+@pytest.mark.parametrize("step_id", ["", "4294967291", "4294967290"])
+def test_the_shell_of_salloc_sees_all_nodes(monkeypatch, step_id):
+    """SLURM may open it as a step of its own on the first node."""
+    for name, value in (
+        ("SLURM_JOB_ID", "7"),
+        ("SLURM_STEP_ID", step_id),
+        ("SLURM_STEP_NODELIST", "n1"),
+        ("SLURM_JOB_NODELIST", "n[1-2]"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    assert environment.current().hosts == ("n1", "n2")
+
+
+@pytest.mark.parametrize("hangs", ["nvlink", "--query"])
+def test_a_driver_that_hangs_is_a_finding(nvidia_smi, tmp_path, monkeypatch, hangs):
+    nvidia_smi(f"{GOOD}\n{GOOD}", nvlink="Link 0: 26.5 GB/s")
+    script = tmp_path / "nvidia-smi"
+    first, rest = script.read_text().split("\n", 1)
+    script.write_text(f"{first}\n[[ $1 == {hangs}* ]] && exec sleep 60\n{rest}")
+    monkeypatch.setattr(gpu, "TIMEOUT_S", 0.5)
+    (found,) = [one for one in gpu.check() if "no answer" in one.found]
+    assert found.fix
+
+
+def test_a_driver_that_fails_without_a_word_is_a_finding(nvidia_smi):
+    nvidia_smi("", code=9)
+    (found,) = gpu.check()
+    assert (found.level, "exit 9" in found.found) == (FAIL, True)
+
+
+def test_a_named_interface_is_looked_at_and_no_other():
+    (found,) = [one for one in examine.here("no-such-0") if one.check == "address"]
+    assert (found.level, "no-such-0" in found.found) == (FAIL, True)
+    (found,) = [one for one in examine.here("lo") if one.check == "address"]
+    assert (found.level, "on lo" in found.found) == (PASS, True)
 
 
 def test_worst_of_many():

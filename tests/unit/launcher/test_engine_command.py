@@ -26,3 +26,13 @@ def test_layout_of_a_command_line(line, sizes):
 def test_one_that_cannot_be_is_refused(line):
     with pytest.raises(ConfigError):
         parallel_of(line.split())
+
+
+def test_a_file_and_variables_count_as_they_do_for_the_engine(tmp_path, monkeypatch):
+    """`sbatch serve.sbatch --config FILE` hands them on as they are."""
+    path = tmp_path / "my options.yaml"
+    path.write_text("model: org/m\ntensor-parallel-size: 8\npp: 2\ncontext-length: 512\n")
+    monkeypatch.setenv("HPCSERVE_PP_SIZE", "4")
+    found = parallel_of(["--config", str(path), "--dp", "3"])
+    assert (found.tp_size, found.pp_size, found.dp_size) == (8, 4, 3)
+    assert parallel_of([f"--config={path}", "--tp", "2"]).tp_size == 2

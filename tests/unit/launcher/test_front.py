@@ -32,7 +32,7 @@ async def front_of(backends, patience_s=0.0):
     front = Front(lambda: list(backends), patience_s)
     async with front.listening("127.0.0.1", 0) as server:
         try:
-            yield server.sockets[0].getsockname()[1]
+            yield Listening(server.sockets[0].getsockname()[1], front)
         finally:
             closing, CLIENTS[:] = [*CLIENTS], []
             for writer in closing:
@@ -43,6 +43,22 @@ async def front_of(backends, patience_s=0.0):
 
 
 CLIENTS = []
+
+
+class Listening(int):
+    """A port, and the front behind it."""
+
+    def __new__(cls, port, front):
+        made = super().__new__(cls, port)
+        made.front = front
+        return made
+
+    async def until_open(self, number):
+        """Until so many connections are left: the front sees their ends when it gets to it."""
+        deadline = asyncio.get_running_loop().time() + 60
+        while self.front._open.total() != number:
+            assert asyncio.get_running_loop().time() < deadline, self.front._open
+            await asyncio.sleep(0.01)
 
 
 async def connect(port):
@@ -65,7 +81,7 @@ def test_connections_go_to_the_least_busy_and_bytes_both_ways():
             for name, _, writer in first:
                 if name == "b":
                     writer.close()
-            await asyncio.sleep(0.1)
+            await port.until_open(2)
             assert [(await connect(port))[0] for _ in range(2)] == ["b", "b"]
 
     asyncio.run(main())
@@ -105,12 +121,34 @@ def test_a_connection_waits_for_the_server_that_comes_back(monkeypatch):
 
     async def main():
         found = []
-        async with front_of(found, patience_s=10.0) as port, echo("later") as later:
+        async with front_of(found, patience_s=60.0) as port, echo("later") as later:
             waiting = asyncio.ensure_future(connect(port))
             await asyncio.sleep(0.2)
             assert not waiting.done()
             found.append(later)
             assert (await waiting)[0] == "later"
+
+    asyncio.run(main())
+
+
+def test_a_file_system_that_fails_once_does_not_freeze_what_is_known(monkeypatch):
+    monkeypatch.setattr(fronts, "REFRESH_S", 0.05)
+
+    async def main():
+        async with echo("later") as later:
+            answers = iter([[], OSError(116, "Stale file handle")])
+
+            def find():
+                answer = next(answers, [later])
+                if isinstance(answer, OSError):
+                    raise answer
+                return answer
+
+            front = Front(find, patience_s=60.0)
+            async with front.listening("127.0.0.1", 0) as server:
+                name, _, writer = await connect(server.sockets[0].getsockname()[1])
+                writer.close()
+                assert name == "later"
 
     asyncio.run(main())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hpcserve.cli import job as job_command
 from hpcserve.launcher import job_record
 from hpcserve.launcher.base import JobEnvironment, JobState
 from hpcserve.launcher.files import read_json, write_beat
@@ -27,3 +28,10 @@ def test_who_reads_ready_finds_the_address(tmp_path, monkeypatch):
         JobState.STARTING.value: None,
         JobState.READY.value: "http://10.0.0.1:8000/v1",
     }
+
+
+def test_a_batch_run_whose_files_cannot_be_read_ends_no_supervisor(tmp_path):
+    run = tmp_path / "out.jsonl.hpcserve"
+    run.mkdir()
+    (run / "manifest.json").write_text("{")
+    assert job_command._rows_done(["srun", "--output", str(tmp_path / "out.jsonl")]) == 0

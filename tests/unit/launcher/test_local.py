@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from hpcserve.cli.main import main
+from hpcserve.launcher import local_job
 from hpcserve.launcher.resolve import find
 from hpcserve.launcher.status import status
 
@@ -35,7 +36,7 @@ def submit(tmp_path, monkeypatch):
             [
                 *(sys.executable, "-m", "hpcserve", "submit", "--launcher", "local", "--json"),
                 *("--model", str(tmp_path), "--engine-command", ENGINE, "--host", "127.0.0.1"),
-                *("--drain", "3", *words),
+                *("--drain", "30", *words),
             ],
             env={**os.environ, "FAKE_ENGINE": fake},
             capture_output=True,
@@ -59,40 +60,59 @@ def run(*words, code=0):
     return done.stdout
 
 
+def controllers(job_id):
+    found = local_job.controller(job_id)
+    return [] if found is None else [found]
+
+
+def until_over(job_id):
+    deadline = time.monotonic() + 60
+    while not status(find(job_id), thorough=True).state.over:
+        assert time.monotonic() < deadline, status(find(job_id))
+        time.sleep(0.1)
+
+
 def test_local_job_serves_and_is_cancelled(submit):
     job_id = submit("-J", "here")
-    run("wait", "here", "--timeout", "30")
+    run("wait", "here", "--timeout", "60")
     endpoint = json.loads(run("endpoint", job_id, "--json"))
     key = find(job_id).job_dir.api_key.read_text().strip()
     request = urllib.request.Request(
         f"{endpoint['url']}/models", headers={"Authorization": f"Bearer {key}"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert json.loads(answer.read())["data"]
     assert "ready at" in run("logs", "here")
     run("cancel", "here")
-    deadline = time.monotonic() + 20
-    while not status(find(job_id)).state.over and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until_over(job_id)
+    psutil.wait_procs(controllers(job_id), timeout=60)
+    assert "over already" in CliRunner().invoke(main, ["cancel", "here"]).output
     assert str(status(find(job_id)).cause).startswith("cancelled")
+
+
+def test_a_local_job_is_no_part_of_the_allocation_around_it(submit, monkeypatch):
+    for name, value in (("JOB_ID", "77"), ("JOB_NODELIST", "n[1-2]"), ("GPUS_ON_NODE", "3")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    job_id = submit()
+    monkeypatch.delenv("SLURM_JOB_ID")
+    run("wait", job_id, "--timeout", "60")
+    assert find(job_id).job_dir.read_job()["job_ids"] == [job_id]
 
 
 def test_local_crash_is_told(submit):
     job_id = submit(fake="exit=3,fail=ValueError: no such shard")
-    done = CliRunner().invoke(main, ["wait", job_id, "--timeout", "30"])
+    done = CliRunner().invoke(main, ["wait", job_id, "--timeout", "60"])
     assert done.exit_code == 1
     assert "ValueError: no such shard" in done.output
 
 
 def test_local_supervisor_that_is_killed_is_noticed(submit):
     job_id = submit()
-    run("wait", job_id, "--timeout", "30")
+    run("wait", job_id, "--timeout", "60")
     controller = psutil.Process(int(job_id.removeprefix("local-")))
     for process in [*controller.children(recursive=True), controller]:
         process.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while not status(find(job_id), thorough=True).state.over and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until_over(job_id)
     assert status(find(job_id), thorough=True).cause
 
 
@@ -111,10 +131,10 @@ def test_debug_runs_in_the_foreground_until_ctrl_c(submit, tmp_path):
         if "ready at" in line:
             break
     assert lines[0].split() == ["job", f"local-{process.pid}", "shown"]
-    run("wait", "shown", "--timeout", "10")
+    run("wait", "shown", "--timeout", "60")
     assert status(find("shown"), thorough=True).state.value == "ready"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    rest, _ = process.communicate(timeout=20)
+    rest, _ = process.communicate(timeout=60)
     assert "draining" in rest
     assert process.returncode == 0
     assert str(status(find("shown")).cause).startswith("cancelled")

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from hpcserve.config.cluster import ClusterConfig
 from hpcserve.errors import ConfigError, FabricError
 from hpcserve.launcher import network
+from hpcserve.launcher.fabric import _on_node
 from hpcserve.launcher.fabric import _select as fabrics
 from hpcserve.launcher.fabric.base import NetworkFacts, RdmaDevice, interface_settings, not_yet_set
 
@@ -110,3 +112,15 @@ def test_obsolete_variables_are_never_set():
         settings = fabrics.static_settings(name, require=True, ib_hca="mlx5_0")
         assert not never & {one.name for one in settings}
         assert all(one.reason for one in settings)
+
+
+def test_what_the_batch_script_has_set_is_not_called_the_users(monkeypatch):
+    said = []
+    monkeypatch.setattr(_on_node.log, "info", lambda text, *words: said.append(text % words))
+    monkeypatch.setenv("NCCL_IB_DISABLE", "1")  # by the script, for --fabric tcp
+    monkeypatch.setenv("NCCL_NET", "IB")  # by the user
+    for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    _on_node.settings_of_node(ClusterConfig(fabric="tcp"), facts(ens5=("10.0.0.5",)), "ens5")
+    assert "NCCL_IB_DISABLE=1  # --fabric tcp: no RDMA" in said
+    assert "NCCL_NET=IB  # yours, kept" in said

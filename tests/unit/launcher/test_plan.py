@@ -130,3 +130,50 @@ def test_plan_prints_and_gives_json(tmp_path):
     assert json.loads(done.output)["tp"] == 2
     missing = CliRunner().invoke(main, ["plan", str(tmp_path / "none")])
     assert missing.exit_code == 2
+
+
+def test_the_ends_of_a_pipeline_hold_a_whole_embedding():
+    tied = shape_of({**SMALL, "tie_word_embeddings": True})
+    ends = tied.vocab_size * tied.hidden_size
+    layers = tied.parameters - ends
+    assert tied.weights_bytes(pp=3) == pytest.approx((layers / 3 + ends) * 2)
+    assert tied.weights_bytes(pp=2) == pytest.approx((layers * 2 / 3 + ends) * 2)  # 2 of 3 layers
+
+
+def test_plan_takes_nodes_and_layout_together_or_refuses(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    done = CliRunner().invoke(main, ["plan", str(tmp_path), "-N", "2", "--tp", "16"])
+    assert "--tp 16 --pp 1 --dp 1" in done.output
+    done = CliRunner().invoke(main, ["plan", str(tmp_path), "-N", "2", "--tp", "8"])
+    assert (done.exit_code, "--tp 16" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_what_does_not_fit_is_a_failure_in_any_form(tmp_path, form):
+    (tmp_path / "config.json").write_text(json.dumps(DEEPSEEK_V3))
+    done = CliRunner().invoke(main, ["plan", str(tmp_path), "--tp", "1", *form])
+    assert done.exit_code == 1
+    assert "does not fit" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("nvidia_h100_80gb_hbm3", "h100"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("nvidia_a100-sxm4-80gb", "a100"),
+        ("Tesla V100-SXM2-32GB", "v100-32"),
+        ("nvidia-l40s", "l40s"),
+        ("nvidia_gh200_480gb", "gh200"),
+    ],
+)
+def test_gpus_go_by_the_names_of_their_drivers_too(name, meant):
+    assert gpu(name).name == meant
+
+
+@pytest.mark.parametrize(
+    "name", ["nvidia_h100_80gb_hbm3_mig_1g.10gb", "tesla_v100-sxm2-16gb", "l40", ""]
+)
+def test_what_is_less_than_a_known_gpu_is_unknown(name):
+    with pytest.raises(ConfigError):
+        gpu(name)

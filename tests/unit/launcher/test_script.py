@@ -133,6 +133,15 @@ def test_hostile_names_reach_the_commands_as_they_are(tmp_path):
     assert words.count("<--run-dir>") == 2
 
 
+@pytest.mark.parametrize("runtime", ["docker", "podman-hpc"])
+def test_a_users_variable_reaches_the_container_that_a_daemon_starts(runtime):
+    request = request_for(
+        container="org/image:1", container_runtime=runtime, env=("HTTPS_PROXY=http://p:1",)
+    )
+    text = render_script(request)
+    assert "\n  --env HTTPS_PROXY\n" in text
+
+
 def test_a_line_break_in_a_name_is_refused():
     with pytest.raises(ConfigError, match="line break"):
         render_script(request_for(job_name="a\nrm -rf"))
@@ -146,6 +155,21 @@ def test_users_exports_win_over_the_fabrics(tmp_path):
         ["bash", "-c", shown], env={"NCCL_NET_GDR_LEVEL": "SYS"}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["SYS", "userfaultfd"]
+
+
+def test_a_home_in_a_file_of_options_is_a_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    text = render_script(
+        request_for(
+            run_dir="~/run",
+            cache_dir="~/cache",
+            container="~/a.sif",
+            mount=("~/data:/data",),
+        )
+    )
+    for path in ("/home/me/run", "/home/me/cache/triton", "/home/me/a.sif", "/home/me/data:/data"):
+        assert path in text
+    assert "=~" not in text and "'~" not in text
 
 
 def test_array_keeps_tasks_apart():

@@ -96,6 +96,14 @@ def test_outer_job_does_not_leak(slurm, monkeypatch):
     )
 
 
+def test_what_only_sbatch_reads_is_left_to_it(slurm, monkeypatch):
+    monkeypatch.setenv("SBATCH_WCKEY", "project")
+    monkeypatch.setenv("SBATCH_OUTPUT", "elsewhere.log")  # the log would be lost to `logs`
+    run("submit", "org/model", "--launcher", "slurm")
+    seen = slurm.environment()
+    assert (seen.get("SBATCH_WCKEY"), seen.get("SBATCH_OUTPUT")) == ("project", None)
+
+
 def test_precedence_is_command_line_environment_cluster_preset(slurm, monkeypatch, tmp_path):
     cluster, preset = tmp_path / "c.yaml", tmp_path / "m.yaml"
     cluster.write_text("partition: c\naccount: c\nqos: c\ntime: '5'\n")
@@ -238,6 +246,8 @@ def test_a_job_takes_no_pipe(slurm, verb):
         (["--container-runtime", "docker"], "--container IMAGE"),
         (["--env", "NOVALUE"], "KEY=VALUE"),
         (["--preset", "nonsense"], "llama-3.1-8b"),
+        (["--sbatch", "array=0-3"], "--replicas"),
+        (["--sbatch", "--output=x.log"], "--run-dir"),
     ],
 )
 def test_mistakes_are_refused_with_the_fix(slurm, words, said):
@@ -260,6 +270,21 @@ def test_engine_options_in_both_dialects(slurm):
         text = run("render", "submit", "org/model", *words).stdout
         for line in ("--tp 2", "--context-length 512", "--mem-fraction-static 0.5"):
             assert f"  {line}\n" in text
+
+
+def test_a_model_of_the_hubs_cache_is_mounted_with_its_blobs(slurm, tmp_path):
+    model = tmp_path / "hub" / "models--org--m"
+    (model / "snapshots" / "abc").mkdir(parents=True)
+    (model / "blobs").mkdir()
+    words = ["--container", "/a.sif", "--run-dir", "/r"]
+    text = run("render", "submit", str(model / "snapshots" / "abc"), *words).stdout
+    assert f"  --bind {model}:{model}\n" in text
+    assert f"  --model {model}/snapshots/abc\n" in text
+
+
+def test_without_a_cluster_file_its_json_is_empty_and_not_nothing(slurm):
+    shown = json.loads(run("cluster", "show", "--json").stdout)
+    assert shown == {"file": None, "options": {}}
 
 
 def test_submit_refuses_what_cannot_fit(slurm, tmp_path):
@@ -447,16 +472,16 @@ def test_commands_take_less_than_a_second(slurm, words):
         "heavy = {'torch', 'transformers', 'pyarrow', 'fastapi'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    took, worked = [], []
-    while len(took) < 5 and min(took, default=9.0) > 1.0:  # other tests keep the machine busy
-        begun, before = time.monotonic(), os.times()
-        subprocess.run(
-            [sys.executable, "-c", code], check=True, capture_output=True, env=dict(os.environ)
-        )
-        after = os.times()
-        took.append(time.monotonic() - begun)
-        worked.append(after.children_user + after.children_system)
-        worked[-1] -= before.children_user + before.children_system
-    assert min(worked) < 0.8
-    if os.getloadavg()[0] < 2 * (os.cpu_count() or 1):
-        assert min(took) < 1.0
+    # By the processor's clock, and on a slow machine against Python with the same libraries.
+    plain = min(seconds_of("import asyncio, json, subprocess, click, yaml") for _ in range(2))
+    assert min(seconds_of(code) for _ in range(2)) < max(0.8, 6 * plain)
+
+
+def seconds_of(code):
+    """Of processor time that a Python process takes for `code`."""
+    before = os.times()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    after = os.times()
+    return (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )

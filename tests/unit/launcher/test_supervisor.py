@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from hpcserve.launcher import cause
+from hpcserve.errors import LauncherError
+from hpcserve.launcher import cause, job_record
 from hpcserve.launcher.base import JobEnvironment
 from hpcserve.launcher.deadline import Deadline
 from hpcserve.launcher.files import read_json, write_json
@@ -41,6 +42,13 @@ class Nodes:
 class Next(FollowUp):
     def __init__(self):
         self.excluded = None
+        self.asked = []
+
+    def prepare(self):
+        self.asked.append("prepare")
+
+    def drop(self):
+        self.asked.append("drop")
 
     def go_on(self, exclude):
         self.excluded = list(exclude)
@@ -70,14 +78,14 @@ class Run:
     def drains(self):
         return self.job_dir.control.exists()
 
-    def run(self, nodes):
+    def run(self, nodes, read_end=None):
         self.code = Supervisor(
             job_dir=self.job_dir,
             environment=HERE,
             command=["srun"],
             options=self.options,
             inbox=self.inbox,
-            deadline=Deadline(lambda: self.end),
+            deadline=Deadline(read_end or (lambda: self.end)),
             followup=self.next,
             start_child=nodes,
             rows_done=lambda: 0,
@@ -98,7 +106,7 @@ def after(seconds):
 
 def test_servers_are_told_the_end_and_who_ends_in_order_is_finished(make):
     job = make(left_s=1000)
-    assert job.run(Nodes(after(0.4))) == ("finished", None)
+    assert job.run(Nodes(job.job_dir.deadline.exists)) == ("finished", None)
     told = read_json(job.job_dir.deadline)
     assert told == {"end_time": job.end, "finish_by": pytest.approx(job.end - 15, abs=0.1)}
     assert not job.drains()
@@ -108,7 +116,17 @@ def test_the_end_of_the_time_limit_begins_a_drain(make):
     job = make(left_s=19)  # drain and margin are 20 s
     assert job.run(Nodes(job.drains)) == ("dead", cause.TIME_LIMIT)
     assert 1 <= read_json(job.job_dir.control)["drain_s"] <= 4
-    assert job.said["cause"]["detail"].startswith("SLURM ends the job in 1")
+    assert job.said["cause"]["detail"].startswith("SLURM ends the job in ")
+
+
+def test_an_end_that_slurm_has_moved_is_read_again_before_the_drain(make):
+    """As after a suspension: the end that was read before it lies in the past by then."""
+    job = make()
+    ends = iter([time.time() - 3600])
+    looks = iter(range(4))
+    nodes = Nodes(lambda: next(looks, None) is None)
+    assert job.run(nodes, lambda: next(ends, time.time() + 1000)) == ("finished", None)
+    assert not job.drains()
 
 
 def test_nodes_that_do_not_drain_are_killed(make):
@@ -176,3 +194,115 @@ def test_a_follow_up_job_finds_the_work_done(make):
     write_json(job.job_dir.state, {"state": "finished", "incarnation": "6.0"})
     job.run(Nodes(lambda: pytest.fail("nothing is to be started")))
     assert (job.code, job.said["incarnation"]) == (0, "6.0")
+
+
+LINE = (
+    "slurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO JOB REQUEUE ***"
+)
+
+
+def write_log(job, text):
+    with job.job_dir.job_log.open("a") as log:
+        log.write(text + "\n")
+
+
+def test_a_job_that_was_requeued_by_hand_waits_for_its_next_run(make):
+    job = make(continue_with="chain")
+    job.inbox.give(signal.SIGTERM)
+
+    def ends():
+        # SLURM's line may come long after its signal.
+        if job.drains():
+            write_log(job, LINE)
+        return job.drains()
+
+    assert job.run(Nodes(ends)) == ("pending", cause.REQUEUED)
+    assert job.next.asked == ["prepare"]  # the follow-up waits for the next run's end
+    assert job.code == INCOMPLETE
+
+
+def test_nodes_that_a_requeue_ended_first_are_no_crash(make):
+    job = make()
+
+    def ends():
+        write_log(job, LINE)
+        return True
+
+    assert job.run(Nodes(ends, 143)) == ("pending", cause.REQUEUED)
+
+
+@pytest.mark.parametrize(
+    ("said", "options", "runs"),
+    [
+        ({"state": "dead", "job_id": "7"}, {}, True),  # preempted, and SLURM's own requeue
+        ({"state": "finished", "job_id": "7"}, {}, True),  # `scontrol requeue` of a server
+        ({"state": "finished", "job_id": "7"}, {"kind": "batch"}, False),
+        ({"state": "dead", "job_id": "6"}, {"continue_with": "chain"}, False),
+        ({"state": "dead", "job_id": "7"}, {"continue_with": "requeue"}, True),
+        ({"state": "dead", "job_id": "7"}, {"continue_with": "requeue", "max_restarts": 0}, False),
+    ],
+)
+def test_who_runs_again_where_the_run_before_ended(make, said, options, runs):
+    job = make(**options)
+    job.job_dir.record(event="started")
+    write_json(job.job_dir.state, {**said, "incarnation": "7.-1"})
+    started = []
+    job.run(Nodes(lambda: started.append(1) or True))
+    assert bool(started) is runs
+    if not runs:
+        assert job.code == 0
+
+
+@pytest.mark.parametrize(("before", "prepares"), [(1, True), (2, False)])
+def test_the_last_run_leaves_no_follow_up_behind(make, before, prepares):
+    """Else jobs that are killed outright, and decide nothing, would follow each other for ever."""
+    job = make(continue_with="chain", max_restarts=2)
+    for _ in range(before):
+        job.job_dir.record(event="started")
+    job.run(Nodes(lambda: True))
+    assert ("prepare" in job.next.asked) is prepares
+
+
+def test_a_step_that_cannot_be_started_takes_its_follow_up_along(make):
+    job = make(continue_with="chain")
+
+    def no_srun(_):
+        raise LauncherError("cannot start srun: No such file or directory")
+
+    with pytest.raises(LauncherError):
+        job.run(no_srun)
+    assert job.next.asked == ["prepare", "drop"]
+    said = read_json(job.job_dir.state)
+    assert (said["state"], said["cause"]["kind"]) == ("dead", cause.CRASHED)
+
+
+def test_who_was_overtaken_by_a_later_run_is_silent(make, monkeypatch):
+    monkeypatch.setattr(job_record, "HEARTBEAT_S", 0.1)
+    job = make(continue_with="requeue")
+    theirs = {"state": "loading", "incarnation": "7.1", "restart_count": 1, "job_id": "7"}
+    nodes = Nodes(lambda: False)
+    started = []
+
+    def start(command):
+        started.append(command)
+        write_json(job.job_dir.state, theirs)
+        return nodes
+
+    job.run(start)
+    assert (job.code, job.said) == (INCOMPLETE, theirs)
+    assert nodes.got[0] == signal.SIGTERM
+    assert job.next.asked == ["prepare"]  # what follows is the later run's
+
+
+def test_an_earlier_runs_last_word_overtakes_nobody(make, monkeypatch):
+    monkeypatch.setattr(job_record, "HEARTBEAT_S", 0.1)
+    job = make()
+    job.job_dir.record(event="started")
+    theirs = {"state": "draining", "incarnation": "7.-1", "restart_count": 0, "job_id": "7"}
+    ends = after(0.5)
+
+    def start(_):
+        write_json(job.job_dir.state, theirs)
+        return Nodes(ends)
+
+    assert job.run(start) == ("finished", None)
