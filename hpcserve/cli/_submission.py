@@ -92,6 +92,8 @@ def submit(request: JobRequest, launcher: str, argv: Sequence[str] = ()) -> str:
     from hpcserve.launcher.script import render_script
 
     chosen, kind = make_launcher(launcher)
+    if kind != "slurm":
+        _refuse_several_nodes(request, launcher)
     script = render_script(request, launcher=kind)
     job_dir = JobDir.create(request.run_dir)
     if job_dir.job.is_file() and not request.job.run_dir:
@@ -116,6 +118,20 @@ def submit(request: JobRequest, launcher: str, argv: Sequence[str] = ()) -> str:
             f"`hpcserve status {shlex.quote(str(job_dir.path))}` may find it, or `scancel` ends it"
         ) from error
     return job_id
+
+
+def _refuse_several_nodes(request: JobRequest, launcher: str) -> None:
+    """This machine is one node; who finds no SLURM where it was expected hears of that."""
+    nodes, found = request.layout.nodes, "there is no sbatch on PATH"
+    if launcher != "auto":
+        found = f"--launcher {launcher} runs on this machine alone"
+    elif nodes == 1:
+        click.echo(f"{found}: the job runs on this machine, without SLURM", err=True)
+    if nodes > 1:
+        raise ConfigError(
+            f"{nodes} nodes need SLURM, and {found}; submit from a login node of the cluster (its "
+            "SLURM may be a module to load), or ask for what one node has"
+        )
 
 
 def _refuse_in_use(job_dir: JobDir) -> None:

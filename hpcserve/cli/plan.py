@@ -10,21 +10,30 @@ from hpcserve.cli._jobs import print_json
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model_argument", metavar="[MODEL]", required=False)
+@click.option("--model", "--model-path", help="the same as MODEL")
 @click.option("--gpu", "gpu_name", default="h200", show_default=True, help="kind of GPU")
 @click.option("--gpus-per-node", "node_gpus", type=click.IntRange(1), default=8, show_default=True)
 @click.option("-N", "--nodes", type=click.IntRange(1), help="nodes to use; default: as few as do")
-@click.option("-tp", "--tp", type=click.IntRange(1), help="instead of the suggested layout")
-@click.option("-pp", "--pp", type=click.IntRange(1))
-@click.option("-dp", "--dp", type=click.IntRange(1))
+@click.option(
+    "-tp",
+    "--tp",
+    "--tp-size",
+    "--tensor-parallel-size",
+    type=click.IntRange(1),
+    help="instead of the suggested layout",
+)
+@click.option("-pp", "--pp", "--pp-size", "--pipeline-parallel-size", type=click.IntRange(1))
+@click.option("-dp", "--dp", "--dp-size", "--data-parallel-size", type=click.IntRange(1))
 @click.option("--max-model-len", "--context-length", "context", type=click.IntRange(1))
 @click.option("--gpu-memory-utilization", "--mem-fraction-static", "share", default=0.88)
-@click.option("--max-num-seqs", "--max-running-requests", "sequences", default=256)
+@click.option("--max-num-seqs", "--max-running-requests", "sequences", default=1024)
 @click.option("--max-num-batched-tokens", "--chunked-prefill-size", "tokens", default=8192)
 @click.option("--dtype", default="auto")
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 def command(
-    model: str,
+    model_argument: str | None,
+    model: str | None,
     gpu_name: str,
     node_gpus: int,
     nodes: int | None,
@@ -42,13 +51,16 @@ def command(
 
     MODEL is its folder. Speeds are the hardware's bounds (the roofline): no engine is faster.
     """
-    from hpcserve.errors import ConfigError
+    from hpcserve.errors import ConfigError, UsageError
     from hpcserve.launcher.layout import infer_layout
     from hpcserve.launcher.plan.estimate import estimate
     from hpcserve.launcher.plan.gpus import gpu
     from hpcserve.launcher.plan.shape import load_shape
     from hpcserve.launcher.plan.suggest import expert_parallel, suggest
 
+    model = model_argument or model
+    if model is None:
+        raise UsageError("name the model: hpcserve plan /models/NAME")
     shape, kind = load_shape(model, dtype), gpu(gpu_name)
     options: dict[str, Any] = {
         "context": context,
@@ -68,7 +80,7 @@ def command(
         if suggested is None:
             raise ConfigError(
                 f"{model} does not fit {nodes or 16} nodes of {node_gpus} {kind.name}; give more "
-                "nodes, a shorter --max-model-len, or a quantized model"
+                "nodes, or a shorter --max-model-len"
             )
         found = suggested
     ep = expert_parallel(shape, found.tp)

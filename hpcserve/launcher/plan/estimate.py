@@ -57,7 +57,7 @@ def estimate(
     context: int | None = None,
     mem_fraction: float = 0.88,
     max_batched_tokens: int = 8192,
-    max_num_seqs: int = 256,
+    max_num_seqs: int = 1024,
 ) -> Estimate:
     """context: tokens of prompt and answer that requests are taken to have; default 4096."""
     context = min(context or 4096, shape.max_positions)

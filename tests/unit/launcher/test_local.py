@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from click.testing import CliRunner
 
+from hpcserve.cli import _submission
 from hpcserve.cli.main import main
 from hpcserve.launcher import local_job
 from hpcserve.launcher.resolve import find
@@ -97,6 +99,34 @@ def test_a_local_job_is_no_part_of_the_allocation_around_it(submit, monkeypatch)
     monkeypatch.delenv("SLURM_JOB_ID")
     run("wait", job_id, "--timeout", "60")
     assert find(job_id).job_dir.read_job()["job_ids"] == [job_id]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--nodes", "2", "--tp", "16", "--launcher", "auto"], "there is no sbatch on PATH"),
+        (["--tp", "16", "--launcher", "auto"], "2 nodes need SLURM"),
+        (["--nodes", "2", "--tp", "2", "--launcher", "debug"], "--launcher debug runs on this"),
+    ],
+)
+def test_several_nodes_need_slurm(submit, tmp_path, monkeypatch, words, reason):
+    monkeypatch.setattr("hpcserve.launcher.slurm_query.is_here", lambda: False)
+    done = CliRunner().invoke(main, ["submit", "--force", "--model", str(tmp_path), *words])
+    assert done.exit_code == 2
+    assert reason in done.output
+    assert not (tmp_path / "state").exists()
+
+
+def test_who_finds_no_slurm_is_told(submit, tmp_path, monkeypatch):
+    launched = SimpleNamespace(submit=lambda script, run_dir, replicas: "local-1")
+    monkeypatch.setattr(_submission, "make_launcher", lambda name: (launched, "local"))
+    words = ["submit", "--force", "--model", str(tmp_path)]
+    told = CliRunner().invoke(main, [*words, "--launcher", "auto"])
+    assert told.exit_code == 0, told.output
+    assert "no sbatch on PATH: the job runs on this machine" in told.stderr
+    asked_for = CliRunner().invoke(main, [*words, "--launcher", "local", "-J", "other"])
+    assert asked_for.exit_code == 0, asked_for.output
+    assert "sbatch" not in asked_for.stderr
 
 
 def test_local_crash_is_told(submit):
