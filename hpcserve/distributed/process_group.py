@@ -141,7 +141,13 @@ def join(
         comm = TorchComm(expert_group)
         replicas = ReplicaGather(place.dp_rank, config.dp_size, TorchComm(dp_group))
     experts = ExpertParallel(
-        place.ep_rank, config.expert_size, place.expert_tp_rank, slices, comm, replicas
+        place.ep_rank,
+        config.expert_size,
+        place.expert_tp_rank,
+        slices,
+        comm,
+        replicas,
+        config.moe_dispatch,
     )
     if topology.spans_nodes(place.dp_rank):
         check_links(ranks, place, device, control)

@@ -53,11 +53,18 @@ def test_experts(kit, folder_of, expected, model_type, layout):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "layout"), [("qwen3_moe", "dp=2 ep=2"), ("qwen2_moe", "tp=2 dp=2 ep=2")]
+    ("model_type", "layout", "dispatch"),
+    [
+        ("qwen3_moe", "dp=2 ep=2", "allgather"),
+        ("qwen3_moe", "dp=2 ep=2", "alltoall"),
+        ("qwen2_moe", "tp=2 dp=2 ep=2", "allgather"),
+        ("qwen2_moe", "tp=2 dp=2 ep=2", "alltoall"),
+    ],
 )
-def test_replicas_that_share_experts(kit, folder_of, expected, model_type, layout):
-    sizes = options_of(layout)
-    with LLM(str(folder_of(model_type)), enable_dp_attention=True, **kit.options, **sizes) as llm:
+def test_replicas_that_share_experts(kit, folder_of, expected, model_type, layout, dispatch):
+    options = kit.options | options_of(layout)
+    options |= {"enable_dp_attention": True, "moe_dispatch": dispatch}
+    with LLM(str(folder_of(model_type)), **options) as llm:
         assert kit.texts(llm) == expected(model_type)
         # One request alone: the other replica has no token and serves the experts.
         params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)

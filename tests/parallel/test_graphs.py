@@ -31,6 +31,7 @@ async def _texts(options: dict, prompts: list[list[int]]) -> list[list[int]]:
         ("qwen3", {"pp": 2}),
         ("qwen3_moe", {"dp": 2, "ep": 2, "enable_dp_attention": True}),
         ("qwen3_moe", {"dp": 2, "ep": 2, "enable_dp_attention": True, "enable_overlap": True}),
+        ("qwen3_moe", {"dp": 2, "enable_dp_attention": True, "moe_dispatch": "alltoall"}),
     ],
 )
 def test_text_is_that_of_one(kit, folder_of, expected, monkeypatch, capfd, model_type, layout):
