@@ -11,7 +11,7 @@ from .reference import row_layout
 BLOCK = 1024
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "capacity"])
 def _pack_kernel(
     hidden_ptr,
     weights_ptr,
@@ -45,6 +45,11 @@ def _pack_kernel(
         tl.store(to, word, mask=at < row_words)
 
 
+def _words(x: torch.Tensor) -> torch.Tensor:
+    # What is empty may have strides that no view of other elements takes.
+    return x.contiguous().view(torch.int32) if len(x) else x.new_empty(0, dtype=torch.int32)
+
+
 def pack(
     hidden: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, capacity: int, copies: int
 ) -> torch.Tensor:
@@ -57,9 +62,9 @@ def pack(
     words = row_bytes // 4
     block = min(BLOCK, triton.next_power_of_2(words))
     _pack_kernel[(capacity, triton.cdiv(words, block))](
-        hidden.reshape(-1).view(torch.int32),
-        weights.reshape(-1).view(torch.int32),
-        ids.contiguous(),
+        _words(hidden),
+        _words(weights),
+        _words(ids),
         out.view(torch.int32),
         num_rows,
         capacity,
