@@ -198,9 +198,7 @@ class SparseMoE(nn.Module):
             return none, none.int()
         return moe.route(self.gate(tokens), self._shape.k, self._shape.renormalize)
 
-    def _run(
-        self, tokens: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor
-    ) -> torch.Tensor:
+    def _run(self, tokens: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """What the experts held here add for each token."""
         if self.hits is not None:
             self.hits.count(ids)

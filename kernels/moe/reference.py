@@ -71,7 +71,7 @@ def pack(
     Returns uint8 [copies, capacity, bytes], as row_layout says.
     """
     num_tokens, k = ids.shape
-    weights_at, num_bytes = row_layout(hidden.shape[1], k, hidden.dtype)
+    _, num_bytes = row_layout(hidden.shape[1], k, hidden.dtype)
     rows = torch.zeros(capacity, num_bytes, dtype=torch.uint8, device=hidden.device)
     views = unpack(rows, hidden.shape[1], k, hidden.dtype)
     views[2].fill_(-1)
