@@ -137,8 +137,10 @@ class ReplicaGather:
         """[own tokens, ...] -> [size * most tokens, ...]: each replica's, padded with zeros."""
         if self.size == 1:
             return x
-        padded = x.new_zeros((max(self.counts), *x.shape[1:]))
-        padded[: len(x)] = x
+        padded = x
+        if len(x) < max(self.counts):
+            padded = x.new_zeros((max(self.counts), *x.shape[1:]))
+            padded[: len(x)] = x
         return _needed(self._comm).all_gather(padded)
 
     def own(self, x: torch.Tensor) -> torch.Tensor:

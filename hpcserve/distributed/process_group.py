@@ -31,7 +31,7 @@ from hpcserve.log import get_logger
 _log = get_logger(__name__)
 
 #: Ranks that are told to end are through with their steps within this time of each other.
-_FAREWELL_S = 2.0
+_FAREWELL_S = 8.0
 
 
 @dataclass(frozen=True)

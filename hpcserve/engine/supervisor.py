@@ -23,7 +23,7 @@ logger = get_logger(__name__)
 CORE_MODULE = "hpcserve.engine.core_main"
 _USAGE_EXIT_CODE = 2
 #: Longer than a core gives its own ranks.
-_KILL_AFTER_S = 10.0
+_KILL_AFTER_S = 15.0
 _LAST_WORDS_S = 2.0
 _WATCH_PERIOD_S = 1.0
 _HALTED_S = 8.0
