@@ -100,7 +100,7 @@ def children(pid: int | None = None) -> list[psutil.Process]:
     return psutil.Process(pid or os.getpid()).children(recursive=True)
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float = 15.0) -> None:
+def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
