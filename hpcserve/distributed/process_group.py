@@ -112,18 +112,20 @@ def join(
     ranks = topology.companions(place.dp_rank)
     own = ranks.index(rank)
     on_gpu = device.type == "cuda"
+    # Of every group: torch's own limits are shorter than what a user may allow.
+    timeout = timedelta(seconds=timeout_s)
     _choose_interface(config, place.dp_rank)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         store=PrefixStore(f"hpcserve/{secret}", store),
         rank=own,
         world_size=len(ranks),
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timeout,
         device_id=device if on_gpu else None,
     )
-    control = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
-    tp_group = _own_group(ranks, rank, topology.tp_group)
-    pp_group = _own_group(ranks, rank, topology.pp_group)
+    control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
+    tp_group = _own_group(ranks, rank, topology.tp_group, timeout)
+    pp_group = _own_group(ranks, rank, topology.pp_group, timeout)
     model = ModelParallel(
         TensorParallel(
             place.tp_rank,
@@ -135,8 +137,8 @@ def join(
     slices = config.expert_group_size // config.expert_size
     comm, replicas = model.tp.comm, ReplicaGather()
     if config.enable_dp_attention:
-        expert_group = _own_group(ranks, rank, topology.expert_group)
-        dp_group = _own_group(ranks, rank, topology.dp_group)
+        expert_group = _own_group(ranks, rank, topology.expert_group, timeout)
+        dp_group = _own_group(ranks, rank, topology.dp_group, timeout)
         assert expert_group is not None and dp_group is not None, "DP attention has two replicas"
         comm = TorchComm(expert_group)
         replicas = ReplicaGather(place.dp_rank, config.dp_size, TorchComm(dp_group))
@@ -206,14 +208,17 @@ def leave(state: RankState) -> None:
 
 
 def _own_group(
-    ranks: tuple[int, ...], rank: int, group_of: Callable[[int], tuple[int, ...]]
+    ranks: tuple[int, ...],
+    rank: int,
+    group_of: Callable[[int], tuple[int, ...]],
+    timeout: timedelta,
 ) -> dist.ProcessGroup | None:
     """This rank's group; every rank makes all of them, in one order, as torch demands."""
     own = None
     for members in dict.fromkeys(group_of(one) for one in ranks):
         if len(members) == 1:
             continue
-        group = dist.new_group([ranks.index(member) for member in members])
+        group = dist.new_group([ranks.index(member) for member in members], timeout=timeout)
         if rank in members:
             own = group
     return own

@@ -28,6 +28,11 @@ class Endpoint:
     def __str__(self) -> str:
         return f"{self.address}#{self.token}"
 
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether it is a numerical address of IPv6, which ZMQ refuses unless it is told."""
+        return self.address.startswith("tcp://[")
+
     @classmethod
     def parse(cls, text: str) -> Endpoint:
         address, _, token = text.rpartition("#")

@@ -58,12 +58,6 @@ def _expert_part(shard_id: ShardId) -> tuple[int, int]:
     return shard_id
 
 
-def _expert_and_part(shard_id: ShardId) -> tuple[int, int]:
-    if not isinstance(shard_id, tuple):
-        raise TypeError(f"{shard_id!r} does not name an expert's part")
-    return shard_id
-
-
 class _GateUp(nn.Module):
     """weight: [num_held, 2 * local size, hidden_size]; shard ids (expert, 0 gate or 1 up)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -40,3 +41,24 @@ def test_every_replica_gets_what_one_process_makes(tmp_path, dispatch, dp, tp, e
 
 def test_the_choices_are_the_modules():
     assert list(MOE_DISPATCHES) == registry.names("hpcserve.layers.expert_dispatch")
+
+
+def test_the_benchmark_finds_them_equal(tmp_path):
+    """Without a GPU its shapes are tiny and its times mean nothing."""
+    root = Path(__file__).parents[2]
+    out = tmp_path / "dispatch.json"
+    program = [sys.executable, str(root / "benchmarks" / "parallel_check.py"), "dispatch"]
+    options = ["--gpus", "2", "--device", "cpu", "--tokens", "1", "3", "--out", str(out)]
+    done = subprocess.run(
+        [*program, *options],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads(out.read_text())
+    assert rows == json.loads(done.stdout.splitlines()[-1])
+    assert [(row["tokens"], row["equal"], row["of"]) for row in rows] == [(1, 8, 8), (3, 8, 8)]
+    assert all(row["alltoall_us"] > 0 and row["allgather_us"] > 0 for row in rows)

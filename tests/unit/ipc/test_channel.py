@@ -6,7 +6,7 @@ import pytest
 import zmq
 
 from hpcserve.ipc.channel import CoreChannel, FrontendChannel
-from hpcserve.ipc.endpoints import create_endpoint
+from hpcserve.ipc.endpoints import Endpoint, create_endpoint, free_port, new_token
 from hpcserve.ipc.messages import (
     AbortRequests,
     EngineCoreOutputs,
@@ -19,14 +19,25 @@ from hpcserve.sampling_params import SamplingParams
 READY = Ready(64, 512, 4096, 16, [2], "cpu", {"load": 0.1})
 
 
-@pytest.fixture(params=["ipc", "tcp"])
+@pytest.fixture(params=["ipc", "tcp", "ipv6"])
 def endpoint(request, tmp_path):
+    if request.param == "ipv6":
+        yield ipv6_endpoint()
+        return
     parent = None
     if request.param == "tcp":
         parent = tmp_path / ("x" * 120)
         parent.mkdir()
     with create_endpoint(parent) as found:
         yield found
+
+
+def ipv6_endpoint():
+    """As nodes that meet at an address of IPv6 have it."""
+    try:
+        return Endpoint(f"tcp://[::1]:{free_port('::1')}", new_token())
+    except OSError:
+        pytest.skip("this machine has no IPv6")
 
 
 def open_frontend(endpoint):
@@ -44,7 +55,7 @@ async def receive(core, count=1):
 
 
 async def soon(queue):
-    return await asyncio.wait_for(queue.get(), 5)
+    return await asyncio.wait_for(queue.get(), 60)
 
 
 def request(request_id, ids=(1, 2, 3)):
