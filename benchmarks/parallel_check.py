@@ -98,9 +98,12 @@ def write_sparse_model(folder: Path, tokenizer_from: Path) -> Path:
 
 
 def texts_of(
-    model: Path, device: str, layout: str, shared: bool = False
+    model: Path, device: str, layout: str, dispatch: str | None = None
 ) -> tuple[list[list[int]], float, float]:
-    """(token ids of every answer, seconds to start, seconds to answer)."""
+    """(token ids of every answer, seconds to start, seconds to answer).
+
+    dispatch: with DP attention, how tokens reach the experts.
+    """
     from hpcserve import LLM, SamplingParams
 
     started = time.perf_counter()
@@ -113,7 +116,8 @@ def texts_of(
         max_total_tokens=16384,
         context_length=512,
         chunked_prefill_size=128,
-        enable_dp_attention=shared,
+        enable_dp_attention=dispatch is not None,
+        moe_dispatch=dispatch or "allgather",
         **sizes,
     ) as llm:
         up = time.perf_counter()
@@ -129,19 +133,19 @@ def equality(args: argparse.Namespace) -> list[dict]:
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as temporary:
         sparse = write_sparse_model(Path(temporary), tiny_chat_path())
-        for name, model, layouts in (
-            ("tiny-chat", tiny_chat_path(), DENSE),
-            ("mixture", sparse, SPARSE),
-            ("mixture, DP attention", sparse, SHARED),
+        for name, model, layouts, dispatch in (
+            ("tiny-chat", tiny_chat_path(), DENSE, None),
+            ("mixture", sparse, SPARSE, None),
+            ("mixture, DP attention", sparse, SHARED, "allgather"),
+            ("mixture, DP attention, all-to-all", sparse, SHARED, "alltoall"),
         ):
-            shared = layouts is SHARED
             wanted = [one for one in layouts if num_ranks(one) <= args.gpus]
             wanted = [one for one in wanted if not args.only or one in args.only]
             if not wanted:
                 continue
             expected, _, _ = texts_of(model, args.device, "one")
             for layout in wanted:
-                found, start_s, run_s = texts_of(model, args.device, layout, shared)
+                found, start_s, run_s = texts_of(model, args.device, layout, dispatch)
                 same = sum(a == b for a, b in zip(found, expected, strict=True))
                 rows.append(
                     {
