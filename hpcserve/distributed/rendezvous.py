@@ -275,13 +275,24 @@ def _connect(address: str, timeout_s: float) -> Connection:
             time.sleep(_RETRY_S)
     connected.settimeout(None)
     connection = Connection(connected.detach())
+    # Node 0's launcher may listen long before node 0 answers; something else never will.
+    left_s = max(_HANDSHAKE_S, deadline - time.monotonic())
+    timer = threading.Timer(left_s, _shut, (connection,))
+    timer.start()
     try:
         answer_challenge(connection, key)
         deliver_challenge(connection, key)
-    except (AuthenticationError, EOFError, OSError) as error:
+    except AuthenticationError as error:
         raise EngineStartError(
             f"node 0 at {address} has another {envs.HPCSERVE_DIST_SECRET.name}"
         ) from error
+    except (EOFError, OSError, ValueError) as error:
+        raise EngineStartError(
+            f"who listens at {address} hung up, or did not answer in {left_s:.0f} s: has node 0 ended, "
+            "or is something else at that port?"
+        ) from error
+    finally:
+        timer.cancel()
     return connection
 
 

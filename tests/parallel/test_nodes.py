@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,13 +18,20 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hpcserve.ipc.endpoints import free_port
-
 
 class Node:
     """One launcher.  log: what it has said so far."""
 
-    def __init__(self, rank: int, arguments: list[str], secret: str, folder: Path) -> None:
+    def __init__(
+        self,
+        rank: int,
+        arguments: list[str],
+        secret: str,
+        folder: Path,
+        listener: socket.socket | None = None,
+    ) -> None:
+        """listener: of node 0, as a launcher hands it down; a port that was only found free may be
+        another's by now."""
         self._told = (rank, arguments, secret, folder)
         self.path = folder / f"node{rank}.log"
         environment = {
@@ -31,12 +39,16 @@ class Node:
             "HPCSERVE_DIST_SECRET": secret,
             "HPCSERVE_START_TIMEOUT_S": "200",
         }
+        handed = [] if listener is None else [listener.fileno()]
+        if handed:
+            environment["HPCSERVE_DIST_LISTEN_FD"] = str(handed[0])
         with self.path.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hpcserve", "serve", *arguments, "--node-rank", str(rank)],
                 stdout=log,
                 stderr=log,
                 env=environment,
+                pass_fds=handed,
             )
 
     def again(self) -> Node:
@@ -67,10 +79,13 @@ def two_nodes(
     """
     common = [str(folder), "--device", "cpu", "--cpu-threads", "1", "--max-total-tokens", "2048"]
     common += ["--max-running-requests", "6", "--port", "0", "--nnodes", str(count)]
-    common += ["--dist-init-addr", f"127.0.0.1:{free_port()}"]
-    others = [*common, *(layout if second is None else second)]
-    nodes = [Node(rank, others, secret, logs) for rank in range(1, count)]
-    nodes.insert(0, Node(0, [*common, *layout], "s1", logs))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(64)
+        common += ["--dist-init-addr", f"127.0.0.1:{listener.getsockname()[1]}"]
+        others = [*common, *(layout if second is None else second)]
+        nodes = [Node(rank, others, secret, logs) for rank in range(1, count)]
+        nodes.insert(0, Node(0, [*common, *layout], "s1", logs, listener))
     try:
         yield nodes
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import socket
+import threading
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from hpcserve.distributed import rendezvous
 from hpcserve.distributed.rendezvous import Head, Member
-from hpcserve.errors import ConfigError
+from hpcserve.errors import ConfigError, EngineStartError
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +101,24 @@ def test_one_of_two_that_are_the_same_node_is_refused():
         for member in members:
             member.close()
         head.close()
+
+
+@pytest.mark.parametrize("says", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n" * 9])
+def test_something_else_at_the_address_is_not_waited_for(monkeypatch, says):
+    monkeypatch.setattr(rendezvous, "_HANDSHAKE_S", 0.5)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        accepted: list[socket.socket] = []
+
+        def answer() -> None:
+            accepted.append(other.accept()[0])
+            accepted[0].sendall(says)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(EngineStartError, match="something else at that port"):
+            Member(address, {"kind": "hello", "node_rank": 1}, 0.1)
+        thread.join(60)
+        accepted[0].close()
