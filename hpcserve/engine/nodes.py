@@ -96,8 +96,14 @@ class Nodes:
         return await future
 
     async def _present(self, dp_rank: int) -> None:
-        """Wait for the replica's nodes: one that is gone may be started again, and join again."""
-        while not set(self._topology.nodes_of(dp_rank)) <= {0, *self._hosts}:
+        """Wait for the replica's nodes: one that is gone may be started again, and join again.
+
+        Raises EngineStartError where the replica never ran: then somebody waits for the engine.
+        """
+        while missing := set(self._topology.nodes_of(dp_rank)) - {0, *self._hosts}:
+            if not self._launches[dp_rank]:
+                node_rank = min(missing)
+                raise EngineStartError(f"node {node_rank} went away; see the log there")
             await asyncio.sleep(_REJOIN_POLL_S)
 
     def _order_workers(self, dp_rank: int, endpoint: str) -> None:

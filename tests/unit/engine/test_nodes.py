@@ -11,6 +11,7 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.engine import nodes
 from hpcserve.engine.node_agent import shared_options
 from hpcserve.engine.nodes import Nodes
+from hpcserve.errors import EngineStartError
 
 CONFIG = EngineConfig.from_options(
     {"model": "m", "tp": 2, "dp": 2, "nnodes": 2, "dist_init_addr": "127.0.0.1:1"}
@@ -28,7 +29,8 @@ class FakeHead:
         self.sent.append(message)
 
     async def tell(self, **message: Any) -> None:
-        self._on_message(1, message)
+        """Nothing: node 1 is gone."""
+        self._on_message(1, message or None)
         await asyncio.sleep(0)
 
     def close(self) -> None:
@@ -137,5 +139,33 @@ def test_a_start_that_nobody_waits_for_any_more_is_no_error():
         await seen.head.tell(**reply, endpoint="tcp://127.0.0.1:2#t")
         await asyncio.sleep(0.01)
         assert errors == []
+
+    run(scenario())
+
+
+def test_a_node_that_goes_before_its_replica_ever_ran_ends_the_start():
+    async def scenario() -> None:
+        seen = Seen()
+        await seen.join()
+        await seen.head.tell()
+        with pytest.raises(EngineStartError, match="node 1 went away"):
+            await seen.nodes.start_core(1)
+
+    run(scenario())
+
+
+def test_a_node_that_goes_later_is_waited_for(monkeypatch):
+    monkeypatch.setattr(nodes, "_REJOIN_POLL_S", 0.01)
+
+    async def scenario() -> None:
+        seen = Seen()
+        await seen.join()
+        first = await seen.start()
+        await seen.head.tell()
+        starting = asyncio.ensure_future(seen.start())
+        await asyncio.sleep(0.05)
+        assert not starting.done() and seen.head.sent == []
+        await seen.join()
+        assert await starting == first + 1
 
     run(scenario())
