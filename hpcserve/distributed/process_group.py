@@ -30,6 +30,9 @@ from hpcserve.log import get_logger
 
 _log = get_logger(__name__)
 
+#: NVLink's multicast, which nothing here uses, cannot be set up in some containers and virtual
+#: machines, and what tries ends there; whoever sets one of these himself is not overruled.
+_NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 #: Ranks that are told to end are through with their steps within this time of each other.
 _FAREWELL_S = 8.0
 
@@ -115,6 +118,9 @@ def join(
     # Of every group: torch's own limits are shorter than what a user may allow.
     timeout = timedelta(seconds=timeout_s)
     _choose_interface(config, place.dp_rank)
+    if on_gpu:
+        for name, value in _NO_MULTICAST.items():
+            os.environ.setdefault(name, value)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         store=PrefixStore(f"hpcserve/{secret}", store),

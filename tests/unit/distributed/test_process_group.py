@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -23,13 +24,15 @@ def made(monkeypatch) -> list[tuple[Any, timedelta | None]]:
         found.append(("all", timeout))
 
     def new_group(ranks: Any = None, *, timeout: timedelta | None = None, **_: Any) -> Any:
-        found.append((tuple(ranks), timeout))
+        found.append(("all" if ranks is None else tuple(ranks), timeout))
         return SimpleNamespace()
 
     monkeypatch.setattr(dist, "init_process_group", init)
     monkeypatch.setattr(dist, "new_group", new_group)
     monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
     monkeypatch.setattr(process_group, "PrefixStore", lambda *_: None)
+    # It would tell this process's environment, and so that of other tests.
+    monkeypatch.setattr(process_group, "_choose_interface", lambda *_: None)
     return found
 
 
@@ -47,3 +50,17 @@ def test_every_rank_makes_the_same_groups_and_none_gives_up_early(made):
     assert [ranks for ranks, _ in of_rank[0]] == [
         "all", (0, 1), (2, 3), (0, 1, 2, 3), (0, 2), (1, 3)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("own", [None, "1"])
+def test_multicast_is_off_unless_the_user_wants_it(made, monkeypatch, own):
+    for name in process_group._NO_MULTICAST:
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
+    if own is not None:
+        monkeypatch.setenv("NCCL_NVLS_ENABLE", own)
+    config = ParallelConfig(dp_size=2, ep_size=2, enable_dp_attention=True)
+    store: Any = None
+    process_group.join(config, 1, store, torch.device("cuda", 1), secret="s", timeout_s=5.0)
+    assert os.environ["NCCL_NVLS_ENABLE"] == (own or "0")
+    assert os.environ["TORCH_SYMM_MEM_DISABLE_MULTICAST"] == "1"
