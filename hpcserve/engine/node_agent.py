@@ -21,7 +21,7 @@ from hpcserve.engine.model_folder import with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE, CoreProcess
 from hpcserve.engine.worker_process import WorkerProcess
 from hpcserve.errors import EngineStartError
-from hpcserve.ipc.endpoints import Endpoint, free_port, new_token
+from hpcserve.ipc.endpoints import Endpoint, listening_endpoint
 from hpcserve.log import get_logger
 
 logger = get_logger(__name__)
@@ -138,11 +138,10 @@ class _Agent:
         if (former := self._cores.pop(dp_rank, None)) is not None:
             former.end()  # it has failed, and may still be giving its GPUs back
         host = self._head.own_address()
-        address = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
-        endpoint = Endpoint(f"{address}:{free_port(host)}", new_token())
+        endpoint = listening_endpoint(host)
         workers = None
         if Topology(self._config.parallel).spans_nodes(dp_rank):
-            workers = Endpoint(f"{address}:{free_port(host)}", new_token())
+            workers = listening_endpoint(host)
         core = CoreProcess.spawn(
             self._config, endpoint, module=self._module, dp_rank=dp_rank, workers=workers
         )

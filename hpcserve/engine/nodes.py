@@ -13,7 +13,7 @@ from hpcserve.distributed.rendezvous import Head, Message
 from hpcserve.distributed.topology import Topology
 from hpcserve.engine.node_agent import shared_options
 from hpcserve.errors import ConfigError, EngineStartError
-from hpcserve.ipc.endpoints import Endpoint, free_port, new_token
+from hpcserve.ipc.endpoints import Endpoint, listening_endpoint
 from hpcserve.log import get_logger
 
 logger = get_logger(__name__)
@@ -76,8 +76,7 @@ class Nodes:
         where its core must listen for them."""
         await self._present(dp_rank)
         host, _ = split_address(str(self._config.parallel.dist_init_addr))
-        address = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
-        endpoint = Endpoint(f"{address}:{free_port(host)}", new_token())
+        endpoint = listening_endpoint(host)
         self._launches[dp_rank] += 1
         self._order_workers(dp_rank, str(endpoint))
         return endpoint

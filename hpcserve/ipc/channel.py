@@ -19,7 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from hpcserve.ipc.closing import LINGER_MS, close_in_time
 from hpcserve.ipc.codec import Decoder, encode
-from hpcserve.ipc.endpoints import Endpoint
+from hpcserve.ipc.endpoints import Endpoint, bind
 from hpcserve.ipc.messages import CoreMessage, EngineDead, FrontendMessage, Ready
 from hpcserve.log import get_logger
 
@@ -41,10 +41,10 @@ class CoreChannel:
         self._token = endpoint.token.encode()
         self._decoder: Decoder[FrontendMessage] = Decoder(FrontendMessage)
         self._context = zmq.Context()
-        self._socket = _socket(self._context, zmq.ROUTER, endpoint)
+        self._socket = _socket(self._context, zmq.ROUTER)
         # An answer to a frontend that is gone shall be noticed, not dropped in silence.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.bind(endpoint.address)
+        bind(self._socket, endpoint)
         self._frontends: set[bytes] = set()
         self._state: Ready | EngineDead | None = None
         self._received: deque[tuple[bytes, FrontendMessage]] = deque()
@@ -143,7 +143,8 @@ class FrontendChannel:
         self._on_broken = on_broken
         self._decoder: Decoder[CoreMessage] = Decoder(CoreMessage)
         self._context = zmq.Context()
-        self._socket = _socket(self._context, zmq.DEALER, endpoint)
+        self._socket = _socket(self._context, zmq.DEALER)
+        self._socket.setsockopt(zmq.IPV6, endpoint.is_ipv6)
         self._socket.setsockopt(zmq.IDENTITY, endpoint.token.encode() + secrets.token_bytes(8))
         self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
         self._loop = asyncio.get_running_loop()
@@ -203,11 +204,8 @@ class FrontendChannel:
         self._loop.call_soon(self._on_readable)
 
 
-def _socket(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: Endpoint
-) -> zmq.Socket[bytes]:
+def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
     socket = context.socket(kind)
-    socket.setsockopt(zmq.IPV6, endpoint.is_ipv6)
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
     return socket

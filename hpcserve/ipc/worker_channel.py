@@ -10,7 +10,7 @@ import zmq
 
 from hpcserve.ipc.closing import close_in_time
 from hpcserve.ipc.codec import Decoder, encode
-from hpcserve.ipc.endpoints import Endpoint
+from hpcserve.ipc.endpoints import Endpoint, bind
 from hpcserve.ipc.messages import FromWorker, ToWorker
 from hpcserve.log import get_logger
 
@@ -28,10 +28,9 @@ class ExecutorChannel:
         self._decoder: Decoder[FromWorker] = Decoder(FromWorker)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.IPV6, endpoint.is_ipv6)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.bind(endpoint.address)
+        bind(self._socket, endpoint)
 
     @property
     def address(self) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine import node_agent
+from hpcserve.ipc.endpoints import Endpoint
 
 CONFIG = EngineConfig.from_options(
     {"model": "m", "dp": 2, "nnodes": 2, "node_rank": 1, "dist_init_addr": "127.0.0.1:1"}
@@ -31,7 +33,8 @@ class FakeCore:
     running: list[FakeCore]
 
     @classmethod
-    def spawn(cls, *_: Any, **__: Any) -> FakeCore:
+    def spawn(cls, config: Any, endpoint: Endpoint, **__: Any) -> FakeCore:
+        os.close(endpoint.descriptor)
         assert cls.running == [], "the former one may still hold the GPUs"
         core = cls()
         cls.running.append(core)

@@ -6,7 +6,7 @@ import pytest
 import zmq
 
 from hpcserve.ipc.channel import CoreChannel, FrontendChannel
-from hpcserve.ipc.endpoints import Endpoint, create_endpoint, free_port, new_token
+from hpcserve.ipc.endpoints import create_endpoint, listening_endpoint
 from hpcserve.ipc.messages import (
     AbortRequests,
     EngineCoreOutputs,
@@ -35,7 +35,7 @@ def endpoint(request, tmp_path):
 def ipv6_endpoint():
     """As nodes that meet at an address of IPv6 have it."""
     try:
-        return Endpoint(f"tcp://[::1]:{free_port('::1')}", new_token())
+        return listening_endpoint("::1")
     except OSError:
         pytest.skip("this machine has no IPv6")
 
@@ -64,7 +64,7 @@ def request(request_id, ids=(1, 2, 3)):
 
 def test_round_trip_in_order(endpoint):
     async def scenario():
-        core = CoreChannel(str(endpoint))
+        core = CoreChannel(endpoint.handed_down())
         channel, inbox = open_frontend(endpoint)
         for number in range(200):
             channel.send(request(number))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hpcserve.ipc.endpoints import Endpoint, create_endpoint, free_port, new_token
+from hpcserve.ipc.endpoints import Endpoint, create_endpoint, listening_endpoint, new_token
 from hpcserve.ipc.messages import StopWorker, WorkerHello
 from hpcserve.ipc.worker_channel import STEPS, ExecutorChannel, WorkerSocket
 
@@ -13,9 +13,8 @@ from hpcserve.ipc.worker_channel import STEPS, ExecutorChannel, WorkerSocket
 def test_both_ways(tmp_path, host):
     with create_endpoint(tmp_path) as endpoint:
         if host is not None:
-            shown = f"[{host}]" if ":" in host else host
             try:
-                endpoint = Endpoint(f"tcp://{shown}:{free_port(host)}", new_token())
+                endpoint = listening_endpoint(host)
             except OSError:
                 pytest.skip("this machine has no IPv6")
         core, rank = ExecutorChannel(endpoint), WorkerSocket(endpoint, 3, STEPS)
