@@ -5,6 +5,7 @@
     python benchmarks/parallel_check.py replicas --gpus 8 --out replicas.json
     python benchmarks/parallel_check.py experts --gpus 4 --out experts.json
     python benchmarks/parallel_check.py sockets --gpus 8 --out sockets.json
+    python benchmarks/parallel_check.py dispatch --gpus 4 --out dispatch.json
 
 equality: greedy text of tiny-chat and of a random mixture of experts under every layout that fits,
 against one GPU, in fp32; --only takes some of the layouts. steps: decode steps of a model's shape
@@ -12,7 +13,9 @@ with dummy weights, straight on the executor. replicas: sharegpt-like requests f
 many times more for --gpus replicas. experts: a mixture of experts on one GPU, by TP and EP, and with
 DP attention: steps with the number of distinct experts that they hit, and offline throughput.
 sockets: two launchers of half the GPUs each, without NVLink and shared memory as between nodes:
-right answers, and the throughput of TP, TP x PP 2 and DP 2. With --device cpu every shape is tiny:
+right answers, and the throughput of TP, TP x PP 2 and DP 2. dispatch: one layer of experts that
+replicas share, by every way in which tokens may reach them: the same result, and microseconds a
+call at --tokens of each replica. With --device cpu every shape is tiny:
 to try the program. The last line printed is the JSON; --out writes it as well, after every case.
 """
 
@@ -25,6 +28,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import parallel_dispatch
 import parallel_layouts
 
 #: Layouts of the dense model and of the mixture of experts; those with more ranks than GPUs are
@@ -94,9 +98,12 @@ def write_sparse_model(folder: Path, tokenizer_from: Path) -> Path:
 
 
 def texts_of(
-    model: Path, device: str, layout: str, shared: bool = False
+    model: Path, device: str, layout: str, dispatch: str | None = None
 ) -> tuple[list[list[int]], float, float]:
-    """(token ids of every answer, seconds to start, seconds to answer)."""
+    """(token ids of every answer, seconds to start, seconds to answer).
+
+    dispatch: with DP attention, how tokens reach the experts.
+    """
     from hpcserve import LLM, SamplingParams
 
     started = time.perf_counter()
@@ -109,7 +116,8 @@ def texts_of(
         max_total_tokens=16384,
         context_length=512,
         chunked_prefill_size=128,
-        enable_dp_attention=shared,
+        enable_dp_attention=dispatch is not None,
+        moe_dispatch=dispatch or "allgather",
         **sizes,
     ) as llm:
         up = time.perf_counter()
@@ -125,19 +133,19 @@ def equality(args: argparse.Namespace) -> list[dict]:
     rows: list[dict] = []
     with tempfile.TemporaryDirectory() as temporary:
         sparse = write_sparse_model(Path(temporary), tiny_chat_path())
-        for name, model, layouts in (
-            ("tiny-chat", tiny_chat_path(), DENSE),
-            ("mixture", sparse, SPARSE),
-            ("mixture, DP attention", sparse, SHARED),
+        for name, model, layouts, dispatch in (
+            ("tiny-chat", tiny_chat_path(), DENSE, None),
+            ("mixture", sparse, SPARSE, None),
+            ("mixture, DP attention", sparse, SHARED, "allgather"),
+            ("mixture, DP attention, all-to-all", sparse, SHARED, "alltoall"),
         ):
-            shared = layouts is SHARED
             wanted = [one for one in layouts if num_ranks(one) <= args.gpus]
             wanted = [one for one in wanted if not args.only or one in args.only]
             if not wanted:
                 continue
             expected, _, _ = texts_of(model, args.device, "one")
             for layout in wanted:
-                found, start_s, run_s = texts_of(model, args.device, layout, shared)
+                found, start_s, run_s = texts_of(model, args.device, layout, dispatch)
                 same = sum(a == b for a, b in zip(found, expected, strict=True))
                 rows.append(
                     {
@@ -226,7 +234,12 @@ def layouts(args: argparse.Namespace) -> list[dict]:
 
 
 #: The shape that a check is about where none is named.
-USUAL_SHAPE = {"replicas": "llama-3.1-8b", "experts": "qwen3-30b-a3b", "sockets": "llama-3.1-8b"}
+USUAL_SHAPE = {
+    "replicas": "llama-3.1-8b",
+    "experts": "qwen3-30b-a3b",
+    "sockets": "llama-3.1-8b",
+    "dispatch": "qwen3-30b-a3b",
+}
 
 
 def note(args: argparse.Namespace, rows: list[dict]) -> None:
@@ -244,6 +257,7 @@ def main() -> int:
         "replicas": layouts,
         "experts": layouts,
         "sockets": sockets,
+        "dispatch": parallel_dispatch.dispatch,
     }
     parser.add_argument("check", choices=checks)
     parser.add_argument("--only", nargs="+", help="layouts of equality, such as 'tp=2 pp=2'")
@@ -254,6 +268,7 @@ def main() -> int:
     parser.add_argument("--tp", type=int, default=8)
     parser.add_argument("--ep", type=int, default=1)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 64, 256, 1024, 4096])
     parser.add_argument("--input-len", type=int, default=1024)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -119,6 +119,7 @@ EXPERT_LAYOUTS = (
     {},
     {"tp": 4, "ep": 4},
     {"dp": 4, "ep": 4, "enable_dp_attention": True},
+    {"dp": 4, "ep": 4, "enable_dp_attention": True, "moe_dispatch": "alltoall"},
 )
 
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from hpcserve.config.option import option
 from hpcserve.errors import ConfigError
 
+#: Modules of layers/expert_dispatch.
+MOE_DISPATCHES = ("allgather", "alltoall")
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -41,6 +44,12 @@ class ParallelConfig:
         "--enable-dp-attention",
         help="replicas of a mixture-of-experts model share its experts",
     )
+    moe_dispatch: str = option(
+        "allgather",
+        "--moe-dispatch",
+        choices=MOE_DISPATCHES,
+        help="with DP attention, how tokens reach the experts of other GPUs",
+    )
     nnodes: int = option(
         1, "--nnodes", help="nodes that run this same command; in a SLURM job set by the launcher"
     )
@@ -72,6 +81,15 @@ class ParallelConfig:
     def _check_experts(self) -> None:
         if self.enable_dp_attention and self.dp_size == 1:
             raise ConfigError("enable_dp_attention needs replicas to split attention over: --dp 2")
+        if self.moe_dispatch not in MOE_DISPATCHES:
+            raise ConfigError(
+                f"moe_dispatch is {self.moe_dispatch!r}; valid: {', '.join(MOE_DISPATCHES)}"
+            )
+        if self.moe_dispatch != "allgather" and not self.enable_dp_attention:
+            raise ConfigError(
+                f"moe_dispatch {self.moe_dispatch} needs --enable-dp-attention: without it every GPU "
+                "that holds experts has all tokens already"
+            )
         over = self.expert_group_size
         if over % self.ep_size:
             what = "tp_size x dp_size" if self.enable_dp_attention else "tp_size"

@@ -33,6 +33,13 @@ class Communicator(ABC):
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """[n, ...] of each rank -> [size * n, ...], in rank order; n is the same on every rank."""
 
+    @abstractmethod
+    def all_to_all(
+        self, x: torch.Tensor, sent: list[int] | None = None, taken: list[int] | None = None
+    ) -> torch.Tensor:
+        """The first sent[0] rows of x go to rank 0, the next sent[1] to rank 1, and so on; returns
+        taken[r] rows of each rank r, in rank order. Without sizes, all are equal."""
+
     def part(
         self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor | None:

@@ -140,6 +140,11 @@ class SymmMemComm(Communicator):
         parts[self._rank] = x
         return self.all_reduce(parts).flatten(0, 1)
 
+    def all_to_all(
+        self, x: torch.Tensor, sent: list[int] | None = None, taken: list[int] | None = None
+    ) -> torch.Tensor:
+        return self._torch.all_to_all(x, sent, taken)
+
     def reduce_scatter(self, x: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         return self._torch.reduce_scatter(x, rank, size)
 

@@ -12,6 +12,7 @@ from hpcserve.distributed.comm_base import Communicator
 # torch 2.13 gave them new names and warns of the old ones.
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_to_all: Any = dist.all_to_all_single
 
 
 class TorchComm(Communicator):
@@ -34,4 +35,11 @@ class TorchComm(Communicator):
             return super().reduce_scatter(x, rank, size)
         out = x.new_empty((x.shape[0] // size, *x.shape[1:]))
         _reduce_scatter(out, x.contiguous(), group=self._group)
+        return out
+
+    def all_to_all(
+        self, x: torch.Tensor, sent: list[int] | None = None, taken: list[int] | None = None
+    ) -> torch.Tensor:
+        out = x.new_empty((len(x) if taken is None else sum(taken), *x.shape[1:]))
+        _all_to_all(out, x.contiguous(), taken, sent, group=self._group)
         return out

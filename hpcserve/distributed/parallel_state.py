@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -112,6 +114,7 @@ class ReplicaGather:
     """The tokens of replicas that share experts, brought together and taken apart again.
 
     counts: tokens of each replica in this step; set before each.
+    is_fixed: shapes may depend on the counts alone, not on what the tokens are.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, comm: Communicator | None = None) -> None:
@@ -119,13 +122,25 @@ class ReplicaGather:
         self.size = size
         self._comm = comm
         self.counts: list[int] = [0] * size
+        self.is_fixed = False
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """For what is captured, or measures how much memory a step may ever take."""
+        self.is_fixed = True
+        try:
+            yield
+        finally:
+            self.is_fixed = False
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """[own tokens, ...] -> [size * most tokens, ...]: each replica's, padded with zeros."""
         if self.size == 1:
             return x
-        padded = x.new_zeros((max(self.counts), *x.shape[1:]))
-        padded[: len(x)] = x
+        padded = x
+        if len(x) < max(self.counts):
+            padded = x.new_zeros((max(self.counts), *x.shape[1:]))
+            padded[: len(x)] = x
         return _needed(self._comm).all_gather(padded)
 
     def own(self, x: torch.Tensor) -> torch.Tensor:
@@ -141,7 +156,8 @@ class ExpertParallel:
     """This process's place in the group that holds a layer's experts.
 
     rank, size: which part of the experts.  slice_rank, num_slices: which part of each of them.
-    comm: sums the parts over the group.  replicas: whose tokens the experts get.
+    comm: the collectives of all of them.  replicas: whose tokens the experts get.
+    dispatch: how these come there, a module of layers/expert_dispatch.
     """
 
     rank: int = 0
@@ -150,6 +166,7 @@ class ExpertParallel:
     num_slices: int = 1
     comm: Communicator | None = None
     replicas: ReplicaGather = field(default_factory=ReplicaGather)
+    dispatch: str = "allgather"
 
     def experts(self, num_experts: int) -> range:
         """The experts held here.  Raises ConfigError when they do not split evenly."""
@@ -168,12 +185,6 @@ class ExpertParallel:
                 f"divide the model's {what} ({count}); raise ep_size"
             )
         return count // self.num_slices
-
-    def combine(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of every rank's part, perhaps in place."""
-        if self.size * self.num_slices == 1:
-            return x
-        return _needed(self.comm).all_reduce(x)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,11 @@ from hpcserve.log import get_logger
 
 _log = get_logger(__name__)
 
+#: NVLink's multicast, which nothing here uses, cannot be set up in some containers and virtual
+#: machines, and what tries ends there; whoever sets one of these himself is not overruled.
+_NO_MULTICAST = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
 #: Ranks that are told to end are through with their steps within this time of each other.
-_FAREWELL_S = 2.0
+_FAREWELL_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -112,18 +115,23 @@ def join(
     ranks = topology.companions(place.dp_rank)
     own = ranks.index(rank)
     on_gpu = device.type == "cuda"
+    # Of every group: torch's own limits are shorter than what a user may allow.
+    timeout = timedelta(seconds=timeout_s)
     _choose_interface(config, place.dp_rank)
+    if on_gpu:
+        for name, value in _NO_MULTICAST.items():
+            os.environ.setdefault(name, value)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         store=PrefixStore(f"hpcserve/{secret}", store),
         rank=own,
         world_size=len(ranks),
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timeout,
         device_id=device if on_gpu else None,
     )
-    control = dist.new_group(backend="gloo") if on_gpu else dist.group.WORLD
-    tp_group = _own_group(ranks, rank, topology.tp_group)
-    pp_group = _own_group(ranks, rank, topology.pp_group)
+    control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
+    tp_group = _own_group(ranks, rank, topology.tp_group, timeout)
+    pp_group = _own_group(ranks, rank, topology.pp_group, timeout)
     model = ModelParallel(
         TensorParallel(
             place.tp_rank,
@@ -135,13 +143,19 @@ def join(
     slices = config.expert_group_size // config.expert_size
     comm, replicas = model.tp.comm, ReplicaGather()
     if config.enable_dp_attention:
-        expert_group = _own_group(ranks, rank, topology.expert_group)
-        dp_group = _own_group(ranks, rank, topology.dp_group)
+        expert_group = _own_group(ranks, rank, topology.expert_group, timeout)
+        dp_group = _own_group(ranks, rank, topology.dp_group, timeout)
         assert expert_group is not None and dp_group is not None, "DP attention has two replicas"
         comm = TorchComm(expert_group)
         replicas = ReplicaGather(place.dp_rank, config.dp_size, TorchComm(dp_group))
     experts = ExpertParallel(
-        place.ep_rank, config.expert_size, place.expert_tp_rank, slices, comm, replicas
+        place.ep_rank,
+        config.expert_size,
+        place.expert_tp_rank,
+        slices,
+        comm,
+        replicas,
+        config.moe_dispatch,
     )
     if topology.spans_nodes(place.dp_rank):
         check_links(ranks, place, device, control)
@@ -200,14 +214,17 @@ def leave(state: RankState) -> None:
 
 
 def _own_group(
-    ranks: tuple[int, ...], rank: int, group_of: Callable[[int], tuple[int, ...]]
+    ranks: tuple[int, ...],
+    rank: int,
+    group_of: Callable[[int], tuple[int, ...]],
+    timeout: timedelta,
 ) -> dist.ProcessGroup | None:
     """This rank's group; every rank makes all of them, in one order, as torch demands."""
     own = None
     for members in dict.fromkeys(group_of(one) for one in ranks):
         if len(members) == 1:
             continue
-        group = dist.new_group([ranks.index(member) for member in members])
+        group = dist.new_group([ranks.index(member) for member in members], timeout=timeout)
         if rank in members:
             own = group
     return own

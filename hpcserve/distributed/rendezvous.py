@@ -33,6 +33,9 @@ _HANDSHAKE_S = 10.0
 _BEAT_S = 1.0
 #: A side that said nothing for so long is gone.
 SILENCE_S = 8.0
+#: Who has not listened for so long was halted itself, as SLURM does with a job that it suspends:
+#: then nobody else is to blame for the silence.
+_AWAY_S = 3.0
 _BEAT = {"kind": "beat"}
 
 Message = dict[str, Any]
@@ -110,16 +113,23 @@ class Head:
             timer.cancel()
         self._listen(int(hello["node_rank"]), connection, hello)
 
+    def _admit(self, node_rank: int, connection: Connection) -> bool:
+        """False for a number that is taken, or is none of ours."""
+        with self._lock:
+            if not 0 < node_rank < self._num_nodes or node_rank in self._nodes:
+                return False
+            self._heard_s[node_rank] = time.monotonic()
+            self._nodes[node_rank] = connection
+        return True
+
     def _listen(self, node_rank: int, connection: Connection, hello: Message) -> None:
-        if not 0 < node_rank < self._num_nodes or node_rank in self._nodes:
+        if not self._admit(node_rank, connection):
             why = (
                 f"node_rank {node_rank} is taken already, or not one of 1 to {self._num_nodes - 1}"
             )
             connection.send_bytes(json.dumps({"kind": "refused", "reason": why}).encode())
             connection.close()
             return
-        self._heard_s[node_rank] = time.monotonic()
-        self._nodes[node_rank] = connection
         self._on_message(node_rank, hello)
         with contextlib.suppress(OSError, EOFError):
             while True:
@@ -135,10 +145,15 @@ class Head:
 
     def _beat(self) -> None:
         """Tell every node that we are here, and hang up on those that say nothing."""
+        looked_s = listening_s = time.monotonic()
         while not self._closed.wait(_BEAT_S):
+            now = time.monotonic()
+            if now - looked_s > _AWAY_S:
+                listening_s = now
+            looked_s = now
             for node_rank, connection in list(self._nodes.items()):
                 self.send(node_rank, _BEAT)
-                silent_s = time.monotonic() - self._heard_s[node_rank]
+                silent_s = now - max(self._heard_s[node_rank], listening_s)
                 if silent_s > SILENCE_S:
                     logger.error("node %d said nothing for %.0f s", node_rank, silent_s)
                     _shut(connection)
@@ -151,7 +166,7 @@ class Member:
         """Raises EngineStartError where the head is not to be reached, or refuses us."""
         self._lock = threading.Lock()
         self._connection = _connect(address, timeout_s)
-        self._heard_s = time.monotonic()
+        self._heard_s = self._looked_s = time.monotonic()
         self._closed = threading.Event()
         self.send(hello)
         threading.Thread(target=self._beat, name="rendezvous-beat", daemon=True).start()
@@ -166,14 +181,19 @@ class Member:
         Raises EOFError where the head is gone, or was silent for SILENCE_S.
         """
         try:
-            if not self._connection.poll(timeout_s):
-                if time.monotonic() - self._heard_s > SILENCE_S:
+            heard = self._connection.poll(timeout_s)
+            now = time.monotonic()
+            if now - self._looked_s > timeout_s + _AWAY_S:
+                self._heard_s = now
+            self._looked_s = now
+            if not heard:
+                if now - self._heard_s > SILENCE_S:
                     raise EOFError(f"it said nothing for {SILENCE_S:.0f} s")
                 return None
             message: Message = json.loads(self._connection.recv_bytes())
         except OSError as error:
             raise EOFError(str(error)) from error
-        self._heard_s = time.monotonic()
+        self._heard_s = now
         return None if message == _BEAT else message
 
     def own_address(self) -> str:
@@ -255,13 +275,24 @@ def _connect(address: str, timeout_s: float) -> Connection:
             time.sleep(_RETRY_S)
     connected.settimeout(None)
     connection = Connection(connected.detach())
+    # Node 0's launcher may listen long before node 0 answers; something else never will.
+    left_s = max(_HANDSHAKE_S, deadline - time.monotonic())
+    timer = threading.Timer(left_s, _shut, (connection,))
+    timer.start()
     try:
         answer_challenge(connection, key)
         deliver_challenge(connection, key)
-    except (AuthenticationError, EOFError, OSError) as error:
+    except AuthenticationError as error:
         raise EngineStartError(
             f"node 0 at {address} has another {envs.HPCSERVE_DIST_SECRET.name}"
         ) from error
+    except (EOFError, OSError, ValueError) as error:
+        raise EngineStartError(
+            f"who listens at {address} hung up, or did not answer in {left_s:.0f} s: has node 0 ended, "
+            "or is something else at that port?"
+        ) from error
+    finally:
+        timer.cancel()
     return connection
 
 

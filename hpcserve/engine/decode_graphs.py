@@ -187,7 +187,8 @@ class DecodeGraphs:
         if self._batch.device.type == "cuda":
             staged = staged.pin_memory()
         captured.inputs.copy_(staged, non_blocking=True)
-        captured.replay()
+        with self._replicas.fixed():
+            captured.replay()
         outputs = captured.outputs
         return DecodeOutputs(
             outputs.hidden[:rows],
@@ -203,7 +204,10 @@ class DecodeGraphs:
         inputs[:size] = _PADDING_SLOT
         token_ids = torch.zeros(self._num_turns, size, dtype=torch.int64, device=self._batch.device)
         self._replicas.counts = [size] * self._replicas.size
-        outputs, replay = self._recorder.capture(lambda: self._forward(inputs, token_ids, variant))
+        with self._replicas.fixed():
+            outputs, replay = self._recorder.capture(
+                lambda: self._forward(inputs, token_ids, variant)
+            )
         self._graphs[size, variant] = _Captured(replay, inputs, token_ids, outputs, inputs[:size])
         return outputs
 

@@ -45,11 +45,17 @@ logger = get_logger(__name__)
 SILENCE_S = 8.0
 _POLL_MS = 100
 #: Ranks that end in order are given this long; after a failure they are killed.
-_STOP_S = 5.0
+_STOP_S = 10.0
 #: After the first sign of a fault: time for those of the others, to tell cause from effect.
 _BLAME_S = 0.5
 #: A rank that beats twice a second and has not for so long is suspect.
 _MISSED_S = 1.5
+#: Who has not looked for so long was halted itself, as SLURM does with a job that it suspends: the
+#: ranks were as well, and had no chance to be heard.
+_AWAY_S = 3.0
+#: Of the time to become ready: whoever waits for the whole engine must not give up before us, who
+#: know which rank is late.
+_START_SHARE = 0.9
 
 
 class RemoteStep(StepHandle):
@@ -88,6 +94,7 @@ class MpExecutor(Executor):
         self._nodes: dict[int, str] = {}
         self._store: StoreAddress | None = None
         self._serving = False
+        self._looked_s = 0.0
         self._failure: HpcserveError | None = None
         self._complaints: list[WorkerFailed] = []
         self._owned: OwnedEndpoint | None = None
@@ -153,6 +160,7 @@ class MpExecutor(Executor):
         if ended or self._complaints:
             raise self._culprit()
         if self._serving:
+            self._forgive_own_absence()
             self._check_silence()
             self._check_progress()
 
@@ -164,11 +172,16 @@ class MpExecutor(Executor):
             self._receive(int(left * 1000) + 1)
         ended = [rank for rank, process in self._processes.items() if not process.is_alive]
         killed = [rank for rank in ended if self._processes[rank].was_killed]
-        if killed:
-            return self._dead(killed[0], self._processes[killed[0]].end_reason())
+        aborted = [rank for rank in killed if self._processes[rank].was_aborted]
+        is_known = any(one.is_own_fault for one in self._complaints)
+        if len(killed) > len(aborted):
+            first_killed = next(rank for rank in killed if rank not in aborted)
+            return self._dead(first_killed, self._processes[first_killed].end_reason())
         lost = self._lost_ranks()
-        if lost and not any(one.is_own_fault for one in self._complaints):
+        if lost and not is_known:
             return self._dead(lost[0], "it is gone; the log of its node says why")
+        if aborted and not is_known:
+            return self._dead(aborted[0], self._processes[aborted[0]].end_reason())
         if self._complaints:
             first = min(self._complaints, key=lambda one: not one.is_own_fault)
             error = self._dead(first.rank, first.reason)
@@ -185,6 +198,14 @@ class MpExecutor(Executor):
             for rank, (seen, _) in self._beats.items()
             if rank not in self._processes and rank not in complaining and now - seen > _MISSED_S
         ]
+
+    def _forgive_own_absence(self) -> None:
+        now = time.monotonic()
+        away_s, self._looked_s = now - self._looked_s, now
+        if away_s > _AWAY_S:
+            logger.warning("this engine was halted for %.0f s, and goes on", away_s)
+            self._beats = {rank: (now, beat) for rank, (_, beat) in self._beats.items()}
+            self._issued = deque((step_id, since + away_s) for step_id, since in self._issued)
 
     def _check_silence(self) -> None:
         now = time.monotonic()
@@ -253,20 +274,34 @@ class MpExecutor(Executor):
             self._channel.broadcast(self._ranks[1:], self._store)
 
     def _wait_ready(self) -> WorkerInfo:
-        limit_s = envs.HPCSERVE_START_TIMEOUT_S.get()
+        limit_s = _START_SHARE * envs.HPCSERVE_START_TIMEOUT_S.get()
         deadline = time.monotonic() + limit_s
         while len(self._ready) < len(self._ranks):
             self._receive(_POLL_MS)
             self.check()
             if time.monotonic() > deadline:
-                missing = [rank for rank in self._ranks if rank not in self._nodes]
-                late = missing or [rank for rank in self._ranks if rank not in self._ready]
-                what = "did not join" if missing else "was not ready"
-                raise self._dead(late[0], f"it {what} in {limit_s:g} s")
+                raise self._late(limit_s)
         self._serving = True
-        now = time.monotonic()
+        now = self._looked_s = time.monotonic()
         self._beats = {rank: (now, WorkerBeat(rank)) for rank in self._ranks}
         return self._ready[self._output_ranks[0]]
+
+    def _late(self, limit_s: float) -> HpcserveError:
+        missing = [rank for rank in self._ranks if rank not in self._nodes]
+        if missing:
+            return self._dead(missing[0], f"it did not join in {limit_s:g} s")
+        late = [rank for rank in self._ranks if rank not in self._ready]
+        now = time.monotonic()
+        silent_s = {rank: now - self._beats[rank][0] for rank in late if rank in self._beats}
+        halted = [rank for rank, for_s in silent_s.items() if for_s > SILENCE_S]
+        if halted:
+            what = f"no sign of life for {silent_s[halted[0]]:.0f} s"
+            return self._dead(halted[0], f"it was not ready in {limit_s:g} s, and gave {what}")
+        # Ranks that wait for others are not to blame.
+        first = min(late, key=lambda rank: rank in silent_s and self._beats[rank][1].waits)
+        doing = self._beats[first][1].doing if first in silent_s else ""
+        at = f"; it is at {doing}" if doing else ""
+        return self._dead(first, f"it was not ready in {limit_s:g} s{at}")
 
     def shutdown(self) -> None:
         if self._failure is None and len(self._ready) == len(self._ranks):

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hpcserve import envs
@@ -21,14 +21,14 @@ from hpcserve.engine.model_folder import with_model_folder
 from hpcserve.engine.supervisor import CORE_MODULE, CoreProcess
 from hpcserve.engine.worker_process import WorkerProcess
 from hpcserve.errors import EngineStartError
-from hpcserve.ipc.endpoints import Endpoint, free_port, new_token
+from hpcserve.ipc.endpoints import Endpoint, listening_endpoint
 from hpcserve.log import get_logger
 
 logger = get_logger(__name__)
 
 _POLL_S = 0.5
 #: What ends in order is given this long.
-_GRACE_S = 5.0
+_GRACE_S = 12.0
 #: Options that may differ between nodes.
 _OWN_OPTIONS = ("node_rank", "model", "tokenizer", "dist_init_addr")
 
@@ -49,11 +49,20 @@ def run_agent(config: EngineConfig, *, module: str = CORE_MODULE) -> int:
         agent.end_all()
 
 
+@dataclass(frozen=True)
+class _Worker:
+    """A rank that runs here for a replica.  launch: which start of it that is."""
+
+    process: WorkerProcess
+    dp_rank: int
+    launch: int
+
+
 class _Agent:
     def __init__(self, config: EngineConfig, module: str) -> None:
         self._config = config
         self._module = module
-        self._workers: dict[int, WorkerProcess] = {}
+        self._workers: dict[int, _Worker] = {}
         self._cores: dict[int, CoreProcess] = {}
         self._stopping = threading.Event()
         self._has_sigterm = False
@@ -95,13 +104,13 @@ class _Agent:
         """Node 0 has told the cores and ranks to end as well; give them the time."""
         deadline = time.monotonic() + _GRACE_S
         for worker in self._workers.values():
-            worker.stop(max(0.0, deadline - time.monotonic()))
+            worker.process.stop(max(0.0, deadline - time.monotonic()))
         for core in self._cores.values():
             core.stop(max(0.0, deadline - time.monotonic()))
 
     def end_all(self) -> None:
         for worker in self._workers.values():
-            worker.kill()
+            worker.process.kill()
         for core in self._cores.values():
             core.kill()
         self._head.close()
@@ -113,45 +122,64 @@ class _Agent:
             raise EngineStartError(f"node 0 refuses this node: {message['reason']}")
         if kind == "workers":
             endpoint = Endpoint.parse(message["endpoint"])
-            config = replace(self._config, dp_rank=message["dp_rank"])
+            dp_rank = message["dp_rank"]
+            config = replace(self._config, dp_rank=dp_rank)
             for rank in message["ranks"]:
                 if (former := self._workers.pop(rank, None)) is not None:
-                    former.kill()  # its core is gone, and it has not noticed yet
-                self._workers[rank] = WorkerProcess.spawn(config, rank, endpoint)
+                    former.process.kill()  # its core is gone, and it has not noticed yet
+                process = WorkerProcess.spawn(config, rank, endpoint)
+                self._workers[rank] = _Worker(process, dp_rank, message["launch"])
         elif kind == "core":
-            self._start_core(message["dp_rank"])
+            self._start_core(message["dp_rank"], message["launch"])
         return bool(kind == "end")
 
-    def _start_core(self, dp_rank: int) -> None:
+    def _start_core(self, dp_rank: int, launch: int) -> None:
+        """launch: which start of the replica this is, told with all news of it."""
+        if (former := self._cores.pop(dp_rank, None)) is not None:
+            former.end()  # it has failed, and may still be giving its GPUs back
         host = self._head.own_address()
-        address = f"tcp://[{host}]" if ":" in host else f"tcp://{host}"
-        endpoint = Endpoint(f"{address}:{free_port(host)}", new_token())
+        endpoint = listening_endpoint(host)
         workers = None
         if Topology(self._config.parallel).spans_nodes(dp_rank):
-            workers = Endpoint(f"{address}:{free_port(host)}", new_token())
+            workers = listening_endpoint(host)
         core = CoreProcess.spawn(
             self._config, endpoint, module=self._module, dp_rank=dp_rank, workers=workers
         )
         self._cores[dp_rank] = core
         core.on_exit(
             lambda code, reason: self._head.send(
-                {"kind": "core-ended", "dp_rank": dp_rank, "code": code, "reason": reason}
+                {
+                    "kind": "core-ended",
+                    "dp_rank": dp_rank,
+                    "launch": launch,
+                    "code": code,
+                    "reason": reason,
+                }
             )
         )
         self._head.send(
             {
                 "kind": "core",
                 "dp_rank": dp_rank,
+                "launch": launch,
                 "endpoint": str(endpoint),
                 "workers": None if workers is None else str(workers),
             }
         )
 
     def _report_ended(self) -> None:
-        for rank in [rank for rank, one in self._workers.items() if not one.is_alive]:
+        for rank in [rank for rank, one in self._workers.items() if not one.process.is_alive]:
             worker = self._workers.pop(rank)
-            if worker.ended_in_order:
+            if worker.process.ended_in_order:
                 continue
-            reason = worker.end_reason()
+            reason = worker.process.end_reason()
             logger.error("rank %d of this node ended: %s", rank, reason)
-            self._head.send({"kind": "worker-ended", "rank": rank, "reason": reason})
+            self._head.send(
+                {
+                    "kind": "worker-ended",
+                    "dp_rank": worker.dp_rank,
+                    "launch": worker.launch,
+                    "rank": rank,
+                    "reason": reason,
+                }
+            )

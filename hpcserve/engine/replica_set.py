@@ -70,6 +70,7 @@ class ReplicaSet:
         self.died = asyncio.Event()
         self._closed = False
         self._members: list[Replica] = []
+        self._num_members = 0
         self._router = PrefixRouter()
         self._nodes: Nodes | None = None
         self._restarts: set[asyncio.Task[None]] = set()
@@ -81,6 +82,7 @@ class ReplicaSet:
     async def start(self) -> None:
         """Start a core process for each replica, here or on the nodes that join."""
         parallel = self._config.parallel
+        self._num_members = parallel.num_cores
         if parallel.nnodes > 1:
             self._nodes = Nodes(self._config, self._on_node_lost, self._on_core_ended)
             await self._nodes.wait()
@@ -89,6 +91,7 @@ class ReplicaSet:
 
     def connect(self, endpoint: Endpoint) -> None:
         """Take in a core that somebody else started, and runs on without us."""
+        self._num_members = 1
         self._members.append(Replica(0, endpoint, self._on_message, owns_core=False))
 
     async def wait_ready(self, timeout_s: float | None) -> None:
@@ -194,10 +197,15 @@ class ReplicaSet:
         if isinstance(message, EngineDead):
             self._on_dead(replica, message)
         elif isinstance(message, Ready):
-            if not self._ready.done() and all(one.ready is not None for one in self._members):
+            if not self._ready.done() and self._are_all_ready():
                 self._ready.set_result(self._members[0].ready or message)
         else:
             self._events.on_message(replica, message)
+
+    def _are_all_ready(self) -> bool:
+        """One may be ready before the next has been started, on a node that is slow."""
+        all_there = len(self._members) == self._num_members
+        return all_there and all(one.ready is not None for one in self._members)
 
     def _on_node_lost(self, node_rank: int, host: str) -> None:
         topology = Topology(self._config.parallel)
@@ -207,8 +215,7 @@ class ReplicaSet:
                 replica.lost(f"node {node_rank} ({host}) is gone")
 
     def _on_core_ended(self, dp_rank: int, exit_code: int, reason: str) -> None:
-        loop = asyncio.get_running_loop()
-        loop.call_later(_LAST_WORDS_S, self._members[dp_rank].lost, reason, exit_code)
+        self._members[dp_rank].lost(reason, exit_code)
 
     def _on_dead(self, replica: Replica, message: EngineDead) -> None:
         """A replica that served is started again while others serve; else it is the end."""

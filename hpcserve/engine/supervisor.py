@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hpcserve.config.engine import EngineConfig
 from hpcserve.errors import EngineStartError, HpcserveError, ModelError
@@ -23,7 +24,7 @@ logger = get_logger(__name__)
 CORE_MODULE = "hpcserve.engine.core_main"
 _USAGE_EXIT_CODE = 2
 #: Longer than a core gives its own ranks.
-_KILL_AFTER_S = 10.0
+_KILL_AFTER_S = 15.0
 _LAST_WORDS_S = 2.0
 _WATCH_PERIOD_S = 1.0
 _HALTED_S = 8.0
@@ -52,17 +53,26 @@ class CoreProcess:
         """Run `python -m module` with the order on its standard input.
 
         dp_rank: which replica it is.  workers: where its ranks on other nodes look for it.
+        Listening sockets of endpoints are the child's from then on.
         """
-        process = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=2,  # a core prints nothing, and what a library prints is no output of ours
-            start_new_session=True,
-            env=child_environment(),
-        )
-        order = {"endpoint": str(endpoint), "options": config.to_options(), "dp_rank": dp_rank}
+        places = [endpoint] if workers is None else [endpoint, workers]
+        handed = [place.descriptor for place in places if place.descriptor >= 0]
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=2,  # a core prints nothing, and what a library prints is no output of ours
+                start_new_session=True,
+                env=child_environment(),
+                pass_fds=handed,
+            )
+        finally:
+            for descriptor in handed:
+                os.close(descriptor)
+        order: dict[str, Any] = {"endpoint": endpoint.handed_down(), "dp_rank": dp_rank}
+        order["options"] = config.to_options()
         if workers is not None:
-            order["workers"] = str(workers)
+            order["workers"] = workers.handed_down()
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once; its exit code will tell
             process.stdin.write(json.dumps(order).encode() + b"\n")

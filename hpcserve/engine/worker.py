@@ -235,7 +235,8 @@ class Worker:
         torch.cuda.synchronize(setup.device)
         torch.cuda.reset_peak_memory_stats(setup.device)
         before = torch.cuda.memory_allocated(setup.device)
-        runner.submit(step).result()
+        with setup.ranks.model.experts.replicas.fixed():
+            runner.submit(step).result()
         peak = torch.cuda.max_memory_allocated(setup.device)
         del runner
         torch.cuda.empty_cache()

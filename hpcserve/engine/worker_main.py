@@ -67,11 +67,12 @@ class Order:
 class Progress:
     """What the main thread is at; written by it, read by another one.
 
-    step_id: the newest step that was taken up.  busy: whether it is being issued.
+    step_id: the newest step that was taken up.  busy: whether it is being issued, or the rank is
+    not ready yet.
     """
 
     step_id = 0
-    busy = False
+    busy = True
 
     def beat(self, rank: int) -> WorkerBeat:
         if not self.busy:
@@ -148,6 +149,7 @@ def _run(order: Order, steps: WorkerSocket) -> None:
         timeout_s=config.parallel.watchdog_timeout + envs.HPCSERVE_START_TIMEOUT_S.get(),
     )
     worker = Worker(config, state)
+    progress.busy = False
     steps.send(WorkerReady(order.rank, worker.info))
     answers = order.rank == Topology(config.parallel).output_rank(place.dp_rank)
     results: queue.SimpleQueue[StepHandle | GrammarCompiled] = queue.SimpleQueue()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 
@@ -52,6 +53,11 @@ class WorkerProcess:
     def was_killed(self) -> bool:
         """Whether a signal ended it; a rank that lost its peers ends by itself."""
         return (self._process.poll() or 0) < 0
+
+    @property
+    def was_aborted(self) -> bool:
+        """Whether it ended itself by SIGABRT, as NCCL's watchdog does where a peer is gone."""
+        return self._process.poll() == -signal.SIGABRT
 
     @property
     def ended_in_order(self) -> bool:

@@ -19,7 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from hpcserve.ipc.closing import LINGER_MS, close_in_time
 from hpcserve.ipc.codec import Decoder, encode
-from hpcserve.ipc.endpoints import Endpoint
+from hpcserve.ipc.endpoints import Endpoint, bind
 from hpcserve.ipc.messages import CoreMessage, EngineDead, FrontendMessage, Ready
 from hpcserve.log import get_logger
 
@@ -44,7 +44,7 @@ class CoreChannel:
         self._socket = _socket(self._context, zmq.ROUTER)
         # An answer to a frontend that is gone shall be noticed, not dropped in silence.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._socket.bind(endpoint.address)
+        bind(self._socket, endpoint)
         self._frontends: set[bytes] = set()
         self._state: Ready | EngineDead | None = None
         self._received: deque[tuple[bytes, FrontendMessage]] = deque()
@@ -144,6 +144,7 @@ class FrontendChannel:
         self._decoder: Decoder[CoreMessage] = Decoder(CoreMessage)
         self._context = zmq.Context()
         self._socket = _socket(self._context, zmq.DEALER)
+        self._socket.setsockopt(zmq.IPV6, endpoint.is_ipv6)
         self._socket.setsockopt(zmq.IDENTITY, endpoint.token.encode() + secrets.token_bytes(8))
         self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
         self._loop = asyncio.get_running_loop()

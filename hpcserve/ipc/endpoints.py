@@ -8,10 +8,12 @@ import socket
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import zmq
 
 _SOCKET_FILE = "core.sock"
+_BACKLOG = 128
 
 
 @dataclass(frozen=True)
@@ -20,19 +22,34 @@ class Endpoint:
 
     The token guards TCP addresses, which every user of the node can reach. `str(endpoint)` and
     `Endpoint.parse` carry both in one string, for command lines and messages.
+    descriptor: of a socket that listens there already, for whoever binds to take over; -1: none.
     """
 
     address: str
     token: str = field(repr=False)
+    descriptor: int = field(default=-1, compare=False)
 
     def __str__(self) -> str:
         return f"{self.address}#{self.token}"
+
+    def handed_down(self) -> str:
+        """`str` for a child process that is passed the descriptor, and shall listen there."""
+        at = "" if self.descriptor < 0 else f"@{self.descriptor}"
+        return f"{self.address}{at}#{self.token}"
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether it is a numerical address of IPv6, which ZMQ refuses unless it is told."""
+        return self.address.startswith("tcp://[")
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
         address, _, token = text.rpartition("#")
         if not address or not token:
             raise ValueError(f"{text!r} is no endpoint of the form ADDRESS#TOKEN")
+        place, at, descriptor = address.rpartition("@")
+        if at and descriptor.isdigit():  # a socket's file is never called so
+            return cls(place, token, int(descriptor))
         return cls(address, token)
 
 
@@ -68,6 +85,32 @@ def create_endpoint(parent: Path | None = None, *, name: str = _SOCKET_FILE) -> 
         return OwnedEndpoint(folder, Endpoint(f"ipc://{path}", token))
     folder.rmdir()
     return OwnedEndpoint(None, Endpoint(f"tcp://127.0.0.1:{free_port()}", token))
+
+
+def listening_endpoint(host: str) -> Endpoint:
+    """A new endpoint at this node's address `host`, on a port that is bound from now on.
+
+    Its number may be told to others before the process runs that will answer there.
+    Raises OSError where `host` is no address of this node.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.bind((host, 0))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    port: int = listener.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    return Endpoint(f"tcp://{shown}:{port}", new_token(), listener.detach())
+
+
+def bind(socket: zmq.Socket[Any], endpoint: Endpoint) -> None:
+    """Let a socket of ZMQ listen at an endpoint; the descriptor, if there is one, is then its own."""
+    socket.setsockopt(zmq.IPV6, endpoint.is_ipv6)
+    if endpoint.descriptor >= 0:
+        socket.setsockopt(zmq.USE_FD, endpoint.descriptor)
+    socket.bind(endpoint.address)
 
 
 def folder_of(endpoint: str) -> Path | None:

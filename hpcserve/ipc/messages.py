@@ -293,7 +293,8 @@ class WorkerBeat(_Message):
     """A sign of life, twice a second; the core answers each.
 
     rank: -1 in the core's answer.  last_step: number of the newest step that the rank took up.
-    doing: where its program is in that step, "" between steps.  waits: there it waits for others.
+    doing: where its program is in that step, or in getting ready, "" between steps.  waits: there
+    it waits for others.
     """
 
     rank: int

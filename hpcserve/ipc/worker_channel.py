@@ -10,7 +10,7 @@ import zmq
 
 from hpcserve.ipc.closing import close_in_time
 from hpcserve.ipc.codec import Decoder, encode
-from hpcserve.ipc.endpoints import Endpoint
+from hpcserve.ipc.endpoints import Endpoint, bind
 from hpcserve.ipc.messages import FromWorker, ToWorker
 from hpcserve.log import get_logger
 
@@ -30,7 +30,7 @@ class ExecutorChannel:
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.bind(endpoint.address)
+        bind(self._socket, endpoint)
 
     @property
     def address(self) -> str:
@@ -76,6 +76,7 @@ class WorkerSocket:
         self._decoder: Decoder[ToWorker] = Decoder(ToWorker)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IPV6, endpoint.is_ipv6)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 10)

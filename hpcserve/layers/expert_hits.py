@@ -17,7 +17,7 @@ class ExpertHits:
         self._tallies: dict[int, torch.Tensor] = {}
 
     def count(self, ids: torch.Tensor) -> None:
-        """ids: int [num_tokens, k], the experts that one layer's tokens chose in one step.
+        """ids: int [num_tokens, k], the experts that one layer's tokens chose in one step; -1: none.
 
         The first call for a number of tokens must not be inside a graph's capture.
         """
@@ -25,9 +25,10 @@ class ExpertHits:
         if tally is None:
             tally = torch.zeros(2, dtype=torch.int64, device=ids.device)
             self._tallies[len(ids)] = tally
-        hit = torch.zeros(self._num_experts, dtype=torch.int64, device=ids.device)
-        hit.scatter_(0, ids.flatten().long(), 1)
-        tally[0] += hit.sum()
+        # The last place takes what is no expert.
+        hit = torch.zeros(self._num_experts + 1, dtype=torch.int64, device=ids.device)
+        hit.scatter_(0, ids.flatten().long() % (self._num_experts + 1), 1)
+        tally[0] += hit[:-1].sum()
         tally[1] += 1
 
     def reset(self) -> None:

@@ -1,8 +1,8 @@
 """The feed-forward half of a layer as a mixture of experts, split over the expert group.
 
-Every rank of the group has the same tokens, so a rank runs its experts (or its slices of them) on
-the tokens that chose them, and one sum over the group gives the whole. A rank that no token chose
-adds zeros.
+Where every rank of the group has the same tokens, a rank runs its experts (or its slices of them)
+on the tokens that chose them, and one sum over the group gives the whole. A rank that no token
+chose adds zeros. Replicas that share experts have tokens of their own: see expert_dispatch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from hpcserve import registry
 from hpcserve.distributed.parallel_state import ExpertParallel, TensorParallel
+from hpcserve.layers.expert_dispatch.base import ExpertDispatch
 from hpcserve.layers.expert_hits import ExpertHits
 from hpcserve.layers.linear import ReplicatedLinear
 from hpcserve.layers.parameter import ShardId, WeightParameter, weight_parameter
@@ -53,12 +55,6 @@ def packed_experts(
 
 def _expert_part(shard_id: ShardId) -> tuple[int, int]:
     assert isinstance(shard_id, tuple), "the shards of experts are (expert, part)"
-    return shard_id
-
-
-def _expert_and_part(shard_id: ShardId) -> tuple[int, int]:
-    if not isinstance(shard_id, tuple):
-        raise TypeError(f"{shard_id!r} does not name an expert's part")
     return shard_id
 
 
@@ -125,6 +121,17 @@ class Experts(nn.Module):
         return moe.experts(hidden, gate_up, down, weights, ids, self.first_expert)
 
 
+def _dispatch_of(
+    shape: ExpertShape, parallel: ExpertParallel, tp: TensorParallel
+) -> ExpertDispatch | None:
+    """None where all ranks that hold the experts have the same tokens."""
+    if parallel.replicas.size == 1:
+        return None
+    module = registry.load("hpcserve.layers.expert_dispatch", parallel.dispatch)
+    entry: type[ExpertDispatch] = module.EntryClass
+    return entry(parallel, tp, shape.num_experts)
+
+
 class SparseMoE(nn.Module):
     """[num_tokens, hidden_size] -> the same.
 
@@ -144,9 +151,9 @@ class SparseMoE(nn.Module):
     ) -> None:
         super().__init__()
         self._shape = shape
-        self._parallel = parallel
         self._tp = tp
-        self.leaves_sum = parallel.replicas.size == 1
+        self._dispatch = _dispatch_of(shape, parallel, tp)
+        self.leaves_sum = self._dispatch is None
         #: Counts the experts hit, where somebody asked.
         self.hits: ExpertHits | None = None
         self.gate = ReplicatedLinear(shape.hidden_size, shape.num_experts)
@@ -159,15 +166,14 @@ class SparseMoE(nn.Module):
         return self._shape.num_experts
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        replicas = self._parallel.replicas
-        out = self._routed(replicas.gather(hidden))
         has_shared = self.shared_expert is not None
-        if self.leaves_sum:  # one sum for both
+        if self._dispatch is None:  # one sum for both
+            out = self._run(hidden, *self._route(hidden))
             return out + self._shared(hidden) if has_shared else out
         if not has_shared:
-            return replicas.own(self._parallel.combine(out))
+            return self._dispatch.run(hidden, self._route, self._run)
         shared = self._tp.all_reduce(self._shared(hidden))
-        return replicas.own(self._parallel.combine(out)) + shared
+        return self._dispatch.run(hidden, self._route, self._run) + shared
 
     def _shared(self, hidden: torch.Tensor) -> torch.Tensor:
         assert self.shared_expert is not None and self.shared_expert_gate is not None
@@ -175,12 +181,19 @@ class SparseMoE(nn.Module):
 
     def serve_others(self, dtype: torch.dtype, device: torch.device) -> None:
         """Run the experts for the other replicas, in a step in which this one has no token."""
+        assert self._dispatch is not None, "only replicas that share experts serve others"
         nothing = torch.zeros(0, self._shape.hidden_size, dtype=dtype, device=device)
-        self._parallel.combine(self._routed(self._parallel.replicas.gather(nothing)))
+        self._dispatch.run(nothing, self._route, self._run)
 
-    def _routed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What the experts held here add for each token, before the sum over the group."""
-        weights, ids = moe.route(self.gate(tokens), self._shape.k, self._shape.renormalize)
+    def _route(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weights, ids) of the experts that each token takes."""
+        if not len(tokens):
+            none = torch.zeros(0, self._shape.k, device=tokens.device)
+            return none, none.int()
+        return moe.route(self.gate(tokens), self._shape.k, self._shape.renormalize)
+
+    def _run(self, tokens: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """What the experts held here add for each token."""
         if self.hits is not None:
             self.hits.count(ids)
         out: torch.Tensor = self.experts(tokens, weights, ids)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 
 from hpcserve.kernels.moe import reference
+from hpcserve.kernels.moe.reference import unpack
 from hpcserve.ops._dispatch import kernel, use_kernel
+
+__all__ = ["experts", "pack", "route", "unpack"]
 
 
 def route(logits: torch.Tensor, k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,3 +34,13 @@ def experts(
         out: torch.Tensor = module.experts(hidden, gate_up, down, weights, ids, first_expert)
         return out
     return reference.experts(hidden, gate_up, down, weights, ids, first_expert)
+
+
+def pack(
+    hidden: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, capacity: int, copies: int
+) -> torch.Tensor:
+    """See kernels/moe/reference.py."""
+    run = reference.pack
+    if use_kernel(hidden):
+        run = kernel("moe.pack_triton").pack
+    return run(hidden, weights, ids, capacity, copies)

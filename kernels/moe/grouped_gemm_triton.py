@@ -158,6 +158,7 @@ def experts(
         return torch.empty_like(hidden)
     if hidden.stride(1) != 1:
         hidden = hidden.contiguous()
+    weights, ids = weights.contiguous(), ids.contiguous()  # not so where they were packed
     num_pairs, num_held = num_tokens * k, gate_up.shape[0]
     if chosen is None:
         chosen = tiles(num_pairs, num_held, *down.shape[1:], _device_name(hidden.device))

@@ -138,13 +138,15 @@ def ranks():
 
 
 def experts():
-    from hpcserve.kernels.moe import grouped_gemm_triton, route_triton, tuned
+    from hpcserve.kernels.moe import grouped_gemm_triton, pack_triton, route_triton, tuned
 
     logits = torch.zeros(4, 128, dtype=BF16)
     weights, ids = route_triton.route(logits, 8, True)
     x, gate_up = torch.zeros(4, 256, dtype=BF16), torch.zeros(128, 192, 256, dtype=BF16)
     down = torch.zeros(128, 256, 96, dtype=BF16)
     grouped_gemm_triton.experts(x, gate_up, down, weights, ids, 0)
+    for copies in (1, 4):
+        pack_triton.pack(x, weights, ids, 8, copies)
     blocks = torch.zeros(2, dtype=torch.int32)
     for config in tuned.CANDIDATES[2::3]:
         pairs = torch.zeros(2 * config[0], dtype=torch.int32)

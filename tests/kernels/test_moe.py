@@ -7,7 +7,7 @@ from hpcserve.kernels.moe import reference, shapes
 from hpcserve.ops import moe
 
 align_triton = pytest.importorskip("hpcserve.kernels.moe.align_triton")
-from hpcserve.kernels.moe import grouped_gemm_triton, route_triton, tuned  # noqa: E402
+from hpcserve.kernels.moe import grouped_gemm_triton, pack_triton, route_triton, tuned  # noqa: E402
 from hpcserve.kernels.moe.tuned import Tiles  # noqa: E402
 
 TILE = Tiles((16, 32, 32, 4, 2), (16, 64, 16, 4, 2))
@@ -114,3 +114,33 @@ def test_ranks_without_a_token_add_zeros(random, poisoned, tokens):
         held = slice(first, first + 2)
         out = grouped_gemm_triton.experts(x, gate_up[held], down[held], weights, ids, first, TILE)
         assert out.shape == x.shape and not out.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("tokens", "capacity", "copies", "hidden", "k"),
+    [(3, 5, 2, 20, 3), (0, 2, 4, 64, 8), (4, 4, 1, 2048, 8), (1, 1, 3, 8, 1), (0, 0, 2, 8, 2)],
+)
+def test_pack(random, poisoned, tokens, capacity, copies, hidden, k, dtype):
+    x = torch.randn(tokens, 2 * hidden, generator=random).to(dtype)[:, ::2]
+    weights = torch.rand(tokens, k, generator=random)
+    ids = torch.randint(0, 128, (tokens, k), generator=random).int()
+    found = pack_triton.pack(x, weights, ids, capacity, copies)
+    expected = moe.pack(x, weights, ids, capacity, copies)
+    assert found.shape == expected.shape and found.shape[2] % 16 == 0
+    for one in (*found, *expected):
+        got = moe.unpack(one, hidden, k, dtype)
+        for part, wanted in zip(got, (x, weights, ids), strict=True):
+            assert torch.equal(part[:tokens], wanted)
+        assert (got[2][tokens:] == -1).all() and not got[0][tokens:].any()
+
+
+def test_experts_take_packed_tokens(random, poisoned):
+    """Views of rows of bytes, some of them empty: no expert is run for these."""
+    x, gate_up, down, weights, ids = make(random, 5, 64, 32, 8, 2)
+    rows = pack_triton.pack(x, weights, ids, 7, 1)[0]
+    packed, its_weights, its_ids = moe.unpack(rows, 64, 2, x.dtype)
+    out = grouped_gemm_triton.experts(packed, gate_up, down, its_weights, its_ids, 0, TILE)
+    wanted = reference.experts(x, gate_up, down, weights, ids, 0)
+    torch.testing.assert_close(out[:5], wanted, rtol=2e-5, atol=2e-5)
+    assert not out[5:].any()

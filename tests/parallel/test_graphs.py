@@ -31,13 +31,14 @@ async def _texts(options: dict, prompts: list[list[int]]) -> list[list[int]]:
         ("qwen3", {"pp": 2}),
         ("qwen3_moe", {"dp": 2, "ep": 2, "enable_dp_attention": True}),
         ("qwen3_moe", {"dp": 2, "ep": 2, "enable_dp_attention": True, "enable_overlap": True}),
+        ("qwen3_moe", {"dp": 2, "enable_dp_attention": True, "moe_dispatch": "alltoall"}),
     ],
 )
 def test_text_is_that_of_one(kit, folder_of, expected, monkeypatch, capfd, model_type, layout):
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     options = {"model": str(folder_of(model_type)), **kit.options, **layout}
-    found = asyncio.run(asyncio.wait_for(_texts(options, kit.prompts), 100))
+    found = asyncio.run(asyncio.wait_for(_texts(options, kit.prompts), 300))
     wanted = expected(model_type)[: len(kit.prompts)]
     assert found == [*wanted, wanted[3]]
     # Both ranks of every step: the last request alone takes 15.

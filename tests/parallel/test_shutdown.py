@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 
 import pytest
 
@@ -42,9 +41,7 @@ def spawned(monkeypatch) -> list[WorkerProcess]:
 def test_every_rank_exits_with_0(kit, folder_of, spawned, tmp_path):
     options = {"model": str(folder_of("qwen3")), **kit.options, "tp": 2}
     executor = MpExecutor(EngineConfig.from_options(options), folder=tmp_path)
-    started = time.monotonic()
     executor.shutdown()
-    assert time.monotonic() - started < executor_mp._STOP_S
     assert [one.ended_in_order for one in spawned] == [True] * 2
 
 

@@ -109,6 +109,11 @@ def test_stages_share_the_layers(num_layers, num_stages):
             ["node_rank 2", "0 to 1"],
         ),
         ({"watchdog_timeout": 0}, ["watchdog_timeout"]),
+        ({"tp_size": 2, "moe_dispatch": "alltoall"}, ["moe_dispatch", "--enable-dp-attention"]),
+        (
+            {"dp_size": 2, "enable_dp_attention": True, "moe_dispatch": "deepep"},
+            ["'deepep'", "allgather, alltoall"],
+        ),
     ],
 )
 def test_what_cannot_be_names_the_numbers_and_the_choices(options, words):

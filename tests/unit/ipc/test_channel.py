@@ -6,7 +6,7 @@ import pytest
 import zmq
 
 from hpcserve.ipc.channel import CoreChannel, FrontendChannel
-from hpcserve.ipc.endpoints import create_endpoint
+from hpcserve.ipc.endpoints import create_endpoint, listening_endpoint
 from hpcserve.ipc.messages import (
     AbortRequests,
     EngineCoreOutputs,
@@ -19,14 +19,25 @@ from hpcserve.sampling_params import SamplingParams
 READY = Ready(64, 512, 4096, 16, [2], "cpu", {"load": 0.1})
 
 
-@pytest.fixture(params=["ipc", "tcp"])
+@pytest.fixture(params=["ipc", "tcp", "ipv6"])
 def endpoint(request, tmp_path):
+    if request.param == "ipv6":
+        yield ipv6_endpoint()
+        return
     parent = None
     if request.param == "tcp":
         parent = tmp_path / ("x" * 120)
         parent.mkdir()
     with create_endpoint(parent) as found:
         yield found
+
+
+def ipv6_endpoint():
+    """As nodes that meet at an address of IPv6 have it."""
+    try:
+        return listening_endpoint("::1")
+    except OSError:
+        pytest.skip("this machine has no IPv6")
 
 
 def open_frontend(endpoint):
@@ -44,7 +55,7 @@ async def receive(core, count=1):
 
 
 async def soon(queue):
-    return await asyncio.wait_for(queue.get(), 5)
+    return await asyncio.wait_for(queue.get(), 60)
 
 
 def request(request_id, ids=(1, 2, 3)):
@@ -53,7 +64,7 @@ def request(request_id, ids=(1, 2, 3)):
 
 def test_round_trip_in_order(endpoint):
     async def scenario():
-        core = CoreChannel(str(endpoint))
+        core = CoreChannel(endpoint.handed_down())
         channel, inbox = open_frontend(endpoint)
         for number in range(200):
             channel.send(request(number))

@@ -15,13 +15,6 @@ from hpcserve.models.llama import GatedMLP
 SHAPE = ExpertShape(num_experts=4, k=2, hidden_size=16, size=8, renormalize=True)
 
 
-class _Alone(ExpertParallel):
-    """Leaves the sum over the group to the test, since there is one process."""
-
-    def combine(self, x):
-        return x
-
-
 def _built(parallel: ExpertParallel, tp: TensorParallel, *, shared: bool) -> SparseMoE:
     expert = GatedMLP(16, 8, tp, bias=False, sums="caller") if shared else None
     layer = SparseMoE(SHAPE, parallel, tp, shared=expert)
@@ -42,7 +35,7 @@ def test_ranks_add_up_to_one(size, slices, shared):
         world = size * slices
         parts = [
             _built(
-                _Alone(rank // slices, size, rank % slices, slices),
+                ExpertParallel(rank // slices, size, rank % slices, slices),
                 TensorParallel(rank, world),
                 shared=shared,
             )(x)
@@ -52,7 +45,7 @@ def test_ranks_add_up_to_one(size, slices, shared):
 
 
 def test_a_rank_without_tokens_adds_zeros():
-    layer = _built(_Alone(3, 4), TensorParallel(), shared=False)
+    layer = _built(ExpertParallel(3, 4), TensorParallel(), shared=False)
     ids = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32)
     with torch.inference_mode():
         out = layer.experts(torch.randn(2, 16), torch.full((2, 2), 0.5), ids)
