@@ -16,8 +16,9 @@ from hpcserve.batch.durable import storage
 from hpcserve.batch.engine import Backend
 from hpcserve.batch.finish import known_result
 from hpcserve.batch.inputs import InputFile, find_inputs
+from hpcserve.batch.lease import process_ids
 from hpcserve.batch.manifest import Manifest
-from hpcserve.batch.merge import writer_kind
+from hpcserve.batch.merge import refuse_inputs, writer_kind
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.worker_status import WorkerStatus, read_all
 from hpcserve.config.batch import BatchConfig, RowDefaults
@@ -50,8 +51,8 @@ def begin(
     content = run_content(backend, batch, defaults, seed)
     if batch.fresh and not _is_restarted():
         _start_over(run_dir)
-    inputs = find_inputs(batch.inputs, batch.input_format, run_dir.spool)
-    _check_apart(inputs, output)
+    inputs = find_inputs(batch.inputs, batch.input_format, run_dir.spool, _kept_stdin(run_dir))
+    refuse_inputs(inputs, output, batch.errors)
     manifest = _manifest(run_dir, inputs, content, batch, output, argv)
     _check_not_cancelled(run_dir)
     return BegunRun(run_dir, inputs, manifest)
@@ -81,7 +82,8 @@ def begin_for_jobs(
             raise
         _check_output(output)
         run_dir = RunDir.of_output(output)
-        _check_apart(find_inputs(batch.inputs, batch.input_format, run_dir.spool), output)
+        inputs = find_inputs(batch.inputs, batch.input_format, run_dir.spool)
+        refuse_inputs(inputs, output, batch.errors)
         if batch.fresh:
             _start_over(run_dir)
             # The jobs do not know that it may be replaced.
@@ -104,7 +106,7 @@ def _is_known_gone(worker: WorkerStatus) -> bool:
     """It ran on this machine and does not any more: killed, it could not say so."""
     import psutil
 
-    here = worker.host == socket.gethostname()
+    here = (worker.host, worker.pids) == (socket.gethostname(), process_ids())
     return here and (worker.pid == os.getpid() or not psutil.pid_exists(worker.pid))
 
 
@@ -137,7 +139,15 @@ def _manifest(
         found = manifests.store(new, run_dir.manifest)
     manifests.refuse_changes(found, inputs, content)
     run_dir.create()
-    return found
+    return manifests.located(found, inputs)
+
+
+def _kept_stdin(run_dir: RunDir) -> Path | None:
+    """The rows of stdin that an earlier command for this run has kept."""
+    found = manifests.load(run_dir.manifest)
+    names = [Path(one.path).name for one in found.scan.files] if found else []
+    kept = [run_dir.spool.with_name(name) for name in names if name.startswith("stdin-")]
+    return kept[0] if len(kept) == 1 and kept[0].is_file() else None
 
 
 def _check_output(output: Path) -> None:
@@ -149,12 +159,6 @@ def _check_output(output: Path) -> None:
         raise OutputError(f"the output {output} is a folder; name a file")
     if not os.access(output.parent, os.W_OK):
         raise OutputError(f"the output folder {output.parent} is not writable")
-
-
-def _check_apart(inputs: list[InputFile], output: Path) -> None:
-    for one in inputs:
-        if output.exists() and output.samefile(one.path):
-            raise OutputError(f"input and output are the same file: {output}")
 
 
 def _is_restarted() -> bool:

@@ -120,6 +120,16 @@ def store(manifest: Manifest, path: Path) -> Manifest:
     return load(path) or manifest
 
 
+def located(manifest: Manifest, inputs: Sequence[InputFile]) -> Manifest:
+    """The same run, with its input files where they are now: they may have been moved."""
+    files = [
+        msgspec.structs.replace(facts, path=str(now.path.absolute()))
+        for facts, now in zip(manifest.scan.files, inputs, strict=True)
+    ]
+    scan = msgspec.structs.replace(manifest.scan, files=files)
+    return msgspec.structs.replace(manifest, scan=scan)
+
+
 def refuse_changes(
     old: Manifest, inputs: Sequence[InputFile], content: Mapping[str, Mapping[str, Any]]
 ) -> None:

@@ -17,7 +17,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcserve.batch.durable import fsync_folder, storage, temporary_name
+from hpcserve.batch.durable import fsync_folder, storage, temporaries_of, temporary_name
 from hpcserve.errors import InputError
 
 SUFFIX = ".hpcserve"
@@ -58,7 +58,8 @@ class RunDir:
             except FileNotFoundError:
                 return
             fsync_folder(self.path.parent)
-            shutil.rmtree(gone)
+            for one in temporaries_of(self.path):  # also of one who was killed at this
+                shutil.rmtree(one, ignore_errors=one != gone)
 
     @property
     def manifest(self) -> Path:

@@ -12,9 +12,9 @@ from hpcserve.batch import manifest as manifests
 from hpcserve.batch.durable import fsync_folder, replace_file, storage, temporary_name, write_file
 from hpcserve.batch.lease import Claims, Owner
 from hpcserve.batch.manifest import Manifest
-from hpcserve.batch.merge import write_output
+from hpcserve.batch.merge import refuse_inputs, undamaged, write_output
 from hpcserve.batch.run_dir import RunDir
-from hpcserve.errors import ConfigError, InputError
+from hpcserve.errors import ConfigError, InputError, OutputError
 
 
 def manifest_of(run_dir: RunDir) -> Manifest:
@@ -50,6 +50,11 @@ def merge_run(run_dir: RunDir, output: str | None, *, partial: bool) -> tuple[Pa
     """Write the output; returns where, and how many rows are in it."""
     manifest = manifest_of(run_dir)
     where = Path(output or manifest.output)
+    if partial and output is None and len(run_dir.committed()) < len(manifest.shards):
+        raise OutputError(
+            f"rows are missing, and {where} is the name of the whole output; say another with -o"
+        )
+    refuse_inputs(manifest.input_files(), where, manifest.errors)
     return where, write_output(run_dir, manifest, where, partial=partial)
 
 
@@ -74,7 +79,8 @@ def forget_failures(run_dir: RunDir) -> int:
 
 def _reopen(run_dir: RunDir, manifest: Manifest, number: int, owner: str) -> int:
     path = run_dir.shard(number)
-    found = list(journal.committed(path, manifest.run_id_bytes, number))
+    with undamaged(path):
+        found = list(journal.committed(path, manifest.run_id_bytes, number))
     kept = [record for record in found if record.status == journal.OK]
     num_failed = len(found) - 1 - len(kept)
     if num_failed:
