@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from hpcserve.batch import journal, status, verbs
 from hpcserve.batch import manifest as manifests
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.verify import verify_run
+from hpcserve.batch.watch import Watch
 from hpcserve.config.batch import RowDefaults
 from hpcserve.errors import (
     EngineDeadError,
@@ -292,17 +292,22 @@ def test_too_many_errors_end_the_run(tmp_path: Path, run: Run, engine: Any) -> N
     assert run(source, tmp_path / "out.jsonl", max_error_rate=0.6).num_failed == 300
 
 
-def test_a_row_that_takes_too_long_is_given_up(tmp_path: Path, run: Run, engine: Any) -> None:
+def test_a_row_that_takes_too_long_is_given_up(
+    tmp_path: Path, run: Run, engine: Any, clock: Any
+) -> None:
     source = _write(tmp_path / "in.jsonl", 20)
     answer = engine.answer
 
     async def slow(request: Any) -> Any:
         if request.payload[1][1] == "7":
-            await asyncio.sleep(30)
+            while len(engine.answered) < 19:
+                await asyncio.sleep(0)
+            clock.now_s += 31
+            await asyncio.Event().wait()
         return await answer(request)
 
     engine.answer = slow
-    result = run(source, tmp_path / "out.jsonl", row_timeout_s=0.2)
+    result = run(source, tmp_path / "out.jsonl", row_timeout_s=30.0)
     assert (result.num_ok, result.errors) == (19, {"row_timeout": 1})
 
 
@@ -412,18 +417,18 @@ def test_an_engine_that_dies_of_every_row_ends_the_run(
 
 
 def test_an_engine_that_hangs_is_replaced(
-    tmp_path: Path, run: Run, engine: Any, source: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Run, engine: Any, source: Path, clock: Any
 ) -> None:
-    monkeypatch.setattr("hpcserve.batch.watch._STATUS_S", 0.05)
     answer = engine.answer
 
     async def hangs(request: Any) -> Any:
-        if engine.num_started == 1 and len(engine.answered) > 50:
-            await asyncio.sleep(60)
+        while engine.num_started == 1 and len(engine.answered) > 50:
+            clock.now_s += 1
+            await asyncio.sleep(0.01)
         return await answer(request)
 
     engine.answer = hangs
-    result = run(source, tmp_path / "out.jsonl", stall_timeout_s=0.4)
+    result = run(source, tmp_path / "out.jsonl", stall_timeout_s=600.0)
     assert (result.num_ok, result.num_engine_deaths) == (500, 1)
 
 
@@ -431,36 +436,62 @@ def test_an_engine_that_hangs_is_replaced(
 
 
 def test_no_row_starts_that_cannot_end_in_time(
-    tmp_path: Path, run: Run, engine: Any, source: Path
+    tmp_path: Path, run: Run, engine: Any, source: Path, clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.delay_s = 0.3
-    started = time.time()
+    """Four rows at a time, each of which takes up to 0.4 s; the last second but five is the end."""
+    ticks, starts = [], []
+    check = Watch._check_time
+
+    def counted(watch: Watch) -> None:
+        ticks.append(clock.now_s)
+        check(watch)
+
+    answer = engine.answer
+
+    async def answered(request: Any) -> Any:
+        starts.append(clock.now_s)
+        seen = len(ticks)
+        while len(ticks) < seen + 2:  # somebody looks at the clock while it goes
+            await asyncio.sleep(0)
+        clock.now_s += 0.1
+        return await answer(request)
+
+    monkeypatch.setattr("hpcserve.batch.watch._TICK_S", 0)
+    monkeypatch.setattr(Watch, "_check_time", counted)
+    engine.answer = answered
+    options = {"deadline": clock.now_s + 20.0, "deadline_margin_s": 5.0, "max_rows_in_flight": 4}
+    end_s = clock.now_s + 15.0
     with pytest.raises(IncompleteRunError, match="a row may take") as raised:
-        run(source, tmp_path / "out.jsonl", deadline=started + 2.0, deadline_margin_s=0.5)
+        run(source, tmp_path / "out.jsonl", **options)
     assert raised.value.exit_code == 75
-    assert time.time() - started < 1.9
+    assert end_s - 2.0 < max(starts) < end_s - 0.3
+    assert clock.now_s < end_s
     finished = status.of_run(RunDir.of_output(tmp_path / "out.jsonl"))["num_finished"]
-    assert finished == len(engine.answered) > 16
+    assert finished == len(engine.answered) == len(starts) > 100
+    engine.answer = answer
     assert run(source, tmp_path / "out.jsonl").num_ok == 500
     assert max(Counter(engine.answered).values()) == 1
 
 
 def test_a_row_longer_than_a_whole_job_is_given_up_the_third_time(
-    tmp_path: Path, run: Run, engine: Any
+    tmp_path: Path, run: Run, engine: Any, clock: Any
 ) -> None:
     source = _write(tmp_path / "in.jsonl", 10)
     answer = engine.answer
 
     async def endless(request: Any) -> Any:
         if request.payload[1][1] == "3":
-            await asyncio.sleep(60)
+            while len(engine.answered) < 9:
+                await asyncio.sleep(0)
+            clock.now_s += 1000
+            await asyncio.Event().wait()
         return await answer(request)
 
     engine.answer = endless
     for _ in range(2):
         with pytest.raises(IncompleteRunError):
-            run(source, tmp_path / "out.jsonl", deadline=time.time() + 1.0, deadline_margin_s=0.2)
-    result = run(source, tmp_path / "out.jsonl", deadline=time.time() + 9, deadline_margin_s=0.2)
+            run(source, tmp_path / "out.jsonl", deadline=clock.now_s + 900)
+    result = run(source, tmp_path / "out.jsonl", deadline=clock.now_s + 900)
     assert result.errors == {"time_limit": 1}
     assert result.num_ok == 9
 
@@ -480,22 +511,22 @@ def test_runs_that_finish_nothing_are_not_to_be_repeated_for_ever(
 def test_cancel_ends_a_run_within_seconds(
     tmp_path: Path, run: Run, engine: Any, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.delay_s = 0.1
     run_dir = RunDir.of_output(tmp_path / "out.jsonl")
+    answer = engine.answer
 
-    def cancel() -> None:
-        while not engine.answered:
-            time.sleep(0.01)
-        verbs.cancel_run(run_dir)
+    async def then_waits(request: Any) -> Any:
+        if len(engine.answered) >= 50:
+            if not run_dir.cancelled.exists():
+                verbs.cancel_run(run_dir)
+            await asyncio.Event().wait()
+        return await answer(request)
 
-    canceller = threading.Thread(target=cancel)
-    canceller.start()
+    engine.answer = then_waits
     with pytest.raises(RunCancelledError):
         run(source, tmp_path / "out.jsonl", max_rows_in_flight=4)
-    canceller.join()
     assert status.of_run(run_dir)["state"] == "cancelled"
     # A job that was queued before does not go on; a person who runs it again means it.
-    engine.delay_s = 0.0
+    engine.answer = answer
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     with pytest.raises(RunCancelledError):
         run(source, tmp_path / "out.jsonl")
@@ -506,15 +537,20 @@ def test_cancel_ends_a_run_within_seconds(
 # ---------------------------------------------------------------- processes
 
 
-def _child(source: Path, output: Path, delay: float = 0.0, **kwargs: Any) -> subprocess.Popen[str]:
+def _child(
+    source: Path, output: Path, delay: float = 0.0, until: Path | str = "", **kwargs: Any
+) -> subprocess.Popen[str]:
     conftest = Path(__file__).parent / "conftest.py"
-    command = [sys.executable, "-c", _CHILD, str(conftest), str(source), str(output), str(delay)]
+    words = (conftest, source, output, delay, until)
+    command = [sys.executable, "-c", _CHILD, *map(str, words)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
-#: A run in a process of its own: the module of the engine, the input, the output, the delay.
+#: A run in a process of its own: the module of the engine, the input, the output, the delay, and
+#: what it waits for before its first answer: a file, or "shared".
 _CHILD = """
-import importlib.util, sys
+import asyncio, importlib.util, json, sys
+from pathlib import Path
 spec = importlib.util.spec_from_file_location("engines", sys.argv[1])
 engines = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(engines)
@@ -524,6 +560,23 @@ from hpcserve.errors import HpcserveError
 
 engine = engines.EchoEngine()
 engine.delay_s = float(sys.argv[4])
+answer, until = engine.answer, sys.argv[5]
+leases = Path(sys.argv[3] + ".hpcserve") / "leases"
+
+def may_answer():
+    if until == "shared":  # two workers have shards of the run
+        owners = (json.loads(one.read_bytes())["name"] for one in leases.glob("[0-9]*"))
+        return len(set(owners)) > 1
+    return not until or Path(until).exists()
+
+async def answered(request):
+    while not may_answer.seen and not may_answer():
+        await asyncio.sleep(0.02)
+    may_answer.seen = True
+    return await answer(request)
+
+may_answer.seen = False
+engine.answer = answered
 batch = BatchConfig(inputs=(sys.argv[2],), output=sys.argv[3], log_interval_s=0.2, shard_rows=256)
 try:
     run_batch(engines.EchoBackend(engine), batch, RowDefaults())
@@ -541,7 +594,7 @@ except KeyboardInterrupt:
 def test_a_signal_ends_the_run_and_keeps_the_answers(
     tmp_path: Path, run: Run, which: signal.Signals, code: int
 ) -> None:
-    source = _write(tmp_path / "in.jsonl", 20_000, "a b c d")
+    source = _write(tmp_path / "in.jsonl", 60_000, "a b c d")
     output = tmp_path / "out.jsonl"
     process = _child(source, output, 0.05)
     assert process.stderr is not None
@@ -552,11 +605,11 @@ def test_a_signal_ends_the_run_and_keeps_the_answers(
     process.send_signal(which)
     rest = process.stderr.read()
     process.stderr.close()
-    assert process.wait(timeout=20) == code
+    assert process.wait() == code
     assert f"stopped by {which.name}" in rest
     found = status.of_run(RunDir.of_output(output))
-    assert 0 < found["num_finished"] < 20_000
-    assert f"{found['num_finished']:,} of 20,000 finished rows are kept" in rest
+    assert 0 < found["num_finished"] < 60_000
+    assert f"{found['num_finished']:,} of 60,000 finished rows are kept" in rest
     assert not output.exists()
 
 
@@ -591,7 +644,7 @@ def test_four_processes_share_one_run(tmp_path: Path, run: Run) -> None:
     source = _write(tmp_path / "in.jsonl", 6000)
     run(source, tmp_path / "alone.jsonl", shard_rows=256)
     output = tmp_path / "out.jsonl"
-    children = [_child(source, output, 0.02) for _ in range(4)]
+    children = [_child(source, output, 0.02, "shared") for _ in range(4)]
     for child in children:
         assert child.stderr is not None
         said = child.stderr.read()
@@ -628,6 +681,11 @@ def test_a_paused_owner_loses_its_shard_and_nothing_else(tmp_path: Path, run: Ru
     assert verify_run(run_dir).problems == []
 
 
+def _updates(run_dir: RunDir, pid: int) -> list[float]:
+    workers = status.of_run(run_dir)["workers"]
+    return [one["updated_s"] for one in workers if one["pid"] == pid]
+
+
 def test_a_straggler_s_shard_is_taken_over_and_committed_once(
     tmp_path: Path, run: Run, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -637,7 +695,8 @@ def test_a_straggler_s_shard_is_taken_over_and_committed_once(
     run(source, tmp_path / "alone.jsonl", shard_rows=256)
     output = tmp_path / "out.jsonl"
     run_dir = RunDir.of_output(output)
-    slow = _child(source, output, 1.5)
+    gate = tmp_path / "gate"
+    slow = _child(source, output, until=gate)
     while not (run_dir.leases.is_dir() and any(run_dir.leases.glob("[0-9]*"))):
         time.sleep(0.02)
     held = {one.name for one in run_dir.leases.glob("[0-9]*")}
@@ -646,6 +705,13 @@ def test_a_straggler_s_shard_is_taken_over_and_committed_once(
     assert slow.poll() is None, "it was no straggler"
     assert held & {f"{number:06d}" for number in run_dir.committed()} == held
     wanted = output.read_bytes()
+    # It looks now and then what the others have; two looks more, and it knows.
+    for _ in range(2):
+        now, until = time.time(), time.monotonic() + 60
+        while max(_updates(run_dir, slow.pid)) <= now:
+            assert time.monotonic() < until, "it shows no sign of life"
+            time.sleep(0.05)
+    gate.touch()
     assert slow.stderr is not None
     said = slow.stderr.read()
     slow.stderr.close()
