@@ -18,7 +18,7 @@ from hpcserve.batch.finish import known_result
 from hpcserve.batch.inputs import InputFile, find_inputs
 from hpcserve.batch.lease import process_ids
 from hpcserve.batch.manifest import Manifest
-from hpcserve.batch.merge import refuse_inputs, writer_kind
+from hpcserve.batch.merge import outputs_of, refuse_inputs, writer_kind
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.worker_status import WorkerStatus, read_all
 from hpcserve.config.batch import BatchConfig, RowDefaults
@@ -51,8 +51,7 @@ def begin(
     content = run_content(backend, batch, defaults, seed)
     if batch.fresh and not _is_restarted():
         _start_over(run_dir)
-    inputs = find_inputs(batch.inputs, batch.input_format, run_dir.spool, _kept_stdin(run_dir))
-    refuse_inputs(inputs, output, batch.errors)
+    inputs = _inputs(run_dir, batch, output)
     manifest = _manifest(run_dir, inputs, content, batch, output, argv)
     _check_not_cancelled(run_dir)
     return BegunRun(run_dir, inputs, manifest)
@@ -82,8 +81,7 @@ def begin_for_jobs(
             raise
         _check_output(output)
         run_dir = RunDir.of_output(output)
-        inputs = find_inputs(batch.inputs, batch.input_format, run_dir.spool)
-        refuse_inputs(inputs, output, batch.errors)
+        _inputs(run_dir, batch, output)
         if batch.fresh:
             _start_over(run_dir)
             # The jobs do not know that it may be replaced.
@@ -140,6 +138,15 @@ def _manifest(
     manifests.refuse_changes(found, inputs, content)
     run_dir.create()
     return manifests.located(found, inputs)
+
+
+def _inputs(run_dir: RunDir, batch: BatchConfig, output: Path) -> list[InputFile]:
+    """Raises InputError, and OutputError where one of them would be written over."""
+    written = outputs_of(output, batch.errors)
+    kept = _kept_stdin(run_dir)
+    found = find_inputs(batch.inputs, batch.input_format, run_dir.spool, kept, written)
+    refuse_inputs(found, output, batch.errors)
+    return found
 
 
 def _kept_stdin(run_dir: RunDir) -> Path | None:

@@ -6,7 +6,7 @@ import glob
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -38,18 +38,29 @@ class InputFile:
 
 
 def find_inputs(
-    names: Sequence[str], format_name: str, spool: Path, kept: Path | None = None
+    names: Sequence[str],
+    format_name: str,
+    spool: Path,
+    kept: Path | None = None,
+    outputs: Collection[Path] = (),
 ) -> list[InputFile]:
     """The files that `names` mean, in order.
 
     format_name: "auto" goes by each file's ending.  spool: where stdin or a pipe is kept: a run
     that goes on later must read the same rows again.  kept: what the run has of stdin already; it
-    is taken where stdin says nothing now.
+    is taken where stdin says nothing now.  outputs: of this run; once they are there a folder or a
+    glob may find them, and does not mean them.
     Raises InputError for what is not there, is empty, or has an unknown ending.
     """
     if list(names).count(STANDARD) > 1:
         raise InputError("the input - (stdin) is given twice")
-    found = [one for name in names for one in _expand(name, format_name, spool, kept)]
+    own = {one.resolve() for one in outputs}
+    found = [
+        one
+        for name in names
+        for one in _expand(name, format_name, spool, kept)
+        if Path(name) == one.path or one.path.resolve() not in own
+    ]
     seen: set[Path] = set()
     for one in found:
         where = one.path.resolve()

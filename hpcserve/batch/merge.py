@@ -43,10 +43,14 @@ def errors_path(output: Path) -> Path:
     return output.with_name(f"{base}.errors")
 
 
+def outputs_of(output: Path, errors: str) -> list[Path]:
+    """The files that a run writes."""
+    return [output, errors_path(output)] if errors == "file" else [output]
+
+
 def refuse_inputs(inputs: Sequence[InputFile], output: Path, errors: str = "inline") -> None:
     """Raise OutputError where what is written would take the place of what is read."""
-    written = [output, errors_path(output)] if errors == "file" else [output]
-    for path in written:
+    for path in outputs_of(output, errors):
         for one in inputs:
             if path.exists() and one.path.exists() and path.samefile(one.path):
                 raise OutputError(f"input and output are the same file: {path}")

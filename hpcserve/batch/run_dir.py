@@ -62,6 +62,12 @@ class RunDir:
                 shutil.rmtree(one, ignore_errors=one != gone)
 
     @property
+    def output(self) -> Path:
+        """Beside it; with its absolute path."""
+        whole = self.path.absolute()
+        return whole.with_name(whole.name.removesuffix(SUFFIX))
+
+    @property
     def manifest(self) -> Path:
         return self.path / "manifest.json"
 

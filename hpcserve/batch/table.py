@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from hpcserve.batch.durable import of_the_disk
 from hpcserve.batch.files import unreadable
 from hpcserve.batch.formats.base import BatchReader, MalformedRowError, RawRow, Scanned, Span
+from hpcserve.errors import InputError
 
 #: What is read of a table at a time.
 BATCH_ROWS = 2048
@@ -41,6 +43,9 @@ class TableReader(BatchReader):
         """pyarrow.Schema. Raises InputError."""
 
     def scan(self, span_rows: int) -> Iterator[Scanned]:
+        twice = [name for name, count in Counter(self.schema.names).items() if count > 1]
+        if twice:
+            raise InputError(f"the input {self.path} has the column {twice[0]!r} more than once")
         first = 0
         for part, num_rows in self.parts():
             ids = self._ids(part)

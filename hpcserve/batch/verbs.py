@@ -18,11 +18,12 @@ from hpcserve.errors import ConfigError, InputError, OutputError
 
 
 def manifest_of(run_dir: RunDir) -> Manifest:
-    """Raises InputError where there is none."""
+    """With its files where they are now, if its folder was moved. Raises InputError where there is
+    none."""
     found = manifests.load(run_dir.manifest)
     if found is None:
         raise InputError(f"there is no batch run in {run_dir.path}")
-    return found
+    return manifests.moved(found, run_dir.output)
 
 
 def command_of(path: Path) -> tuple[str, list[str]]:
@@ -30,6 +31,11 @@ def command_of(path: Path) -> tuple[str, list[str]]:
     manifest = manifest_of(RunDir(path))
     if not manifest.argv:
         raise ConfigError(f"the run {path} was not begun by `hpcserve batch`; call run_batch again")
+    if not Path(manifest.cwd).is_dir():
+        raise ConfigError(
+            f"the run {path} was begun in {manifest.cwd}, which is gone; give the first command "
+            "once more, where its files are now"
+        )
     argv = [word for word in manifest.argv if word not in ("--fresh", "--overwrite")]
     return manifest.cwd, argv
 

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from hpcserve.batch import journal
+from hpcserve.batch.durable import of_the_disk
 from hpcserve.batch.journal import RowRecord
 from hpcserve.batch.manifest import Manifest
 from hpcserve.batch.table import TableReader
@@ -150,7 +151,9 @@ class Writer(RowWriter):
         try:
             batches = list(self._readers[shard.file].table_of(shard.span))
             found = pa.Table.from_batches(batches).select(names)
-        except (OSError, pa.ArrowException):
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, OSError) and of_the_disk(error):
+                raise  # for now: when it can be read again, it is
             found = None
         if found is None or found.num_rows != shard.span.num_rows:
             nulls = [pa.nulls(shard.span.num_rows, field.type) for field in self._kept]

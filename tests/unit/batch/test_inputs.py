@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from hpcserve.batch import verbs
+from hpcserve.batch import status, verbs
 from hpcserve.batch.formats import dataset, parquet
 from hpcserve.batch.inputs import InputFile
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.verify import verify_run
+from hpcserve.batch.writers import parquet as writers_parquet
 from hpcserve.errors import IncompleteRunError, InputError, OutputError
 
 Run = Callable[..., Any]
@@ -379,3 +382,78 @@ def test_no_output_takes_the_place_of_an_input(tmp_path: Path, run: Run, engine:
     with pytest.raises(OutputError, match="same file"):
         verbs.merge_run(run_dir, str(source), partial=False)
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["data", "data/*.jsonl"])
+def test_outputs_among_what_a_folder_or_a_glob_finds_are_not_meant(
+    tmp_path: Path, run: Run, name: str
+) -> None:
+    """The run is complete, or its failed rows are answered again: the files are there by then."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "poison"}\n')
+    output = tmp_path / "data" / "out.jsonl"
+    for _ in range(2):
+        result = run(tmp_path / name, output, errors="file")
+        assert (result.num_ok, result.num_failed) == (1, 1)
+    assert verbs.forget_failures(RunDir.of_output(output)) == 1
+    assert run(tmp_path / name, output, errors="file").num_failed == 1
+    with pytest.raises(OutputError, match="same file"):
+        run(output, output, errors="file")
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused_before_anything_runs(
+    tmp_path: Path, run: Run, engine: Any
+) -> None:
+    """What is to be kept of it could not be written, at the very end."""
+    table = pa.table([["a"], [1], [2]], names=["prompt", "x", "x"])
+    pq.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(InputError, match="has the column 'x' more than once"):
+        run(tmp_path / "in.parquet", tmp_path / "out.parquet", keep_columns=True)
+    assert engine.num_started == 0
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_kept_columns_are_not_nulls_because_the_disk_failed_for_a_while(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    source, output = tmp_path / "in.parquet", tmp_path / "out.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b"], "score": [1, 2]}), source)
+
+    def broken(reader: Any, span: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    run(source, tmp_path / "other.parquet", keep_columns=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("hpcserve.batch.writers.parquet.Writer._input_of", _broken_once(broken))
+        with pytest.raises(IncompleteRunError, match=os.strerror(number)):
+            run(source, output, keep_columns=True)
+    assert not output.exists()
+    run(source, output, keep_columns=True)
+    assert pq.read_table(output).column("score").to_pylist() == [1, 2]
+
+
+def _broken_once(broken: Any) -> Any:
+    """The writer's look at the input's columns, with a disk that fails under it."""
+    look = writers_parquet.Writer._input_of
+
+    def looked(writer: Any, number: int) -> Any:
+        for reader in writer._readers:
+            reader.table_of = lambda span, reader=reader: broken(reader, span)
+        return look(writer, number)
+
+    return looked
+
+
+def test_a_run_whose_folder_was_moved_is_found_as_a_whole(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "old" / "rows").mkdir(parents=True)
+    source = _rows(tmp_path / "old" / "rows" / "in.jsonl", 20)
+    run(source, tmp_path / "old" / "out.jsonl")
+    (tmp_path / "old").rename(tmp_path / "new")
+    run_dir = RunDir.find(str(tmp_path / "new" / "out.jsonl"))
+    assert verify_run(run_dir).problems == []
+    found = status.of_run(run_dir)
+    assert (found["state"], found["output"]) == ("complete", str(tmp_path / "new" / "out.jsonl"))
+    wanted = run_dir.output.read_bytes()
+    run_dir.output.unlink()
+    assert verbs.merge_run(run_dir, None, partial=False)[1] == 20
+    assert run_dir.output.read_bytes() == wanted

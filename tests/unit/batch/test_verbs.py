@@ -77,6 +77,12 @@ def test_resume_is_the_first_command_from_where_it_was_given(
     assert batch("resume", str(tmp_path / "out.jsonl.hpcserve")).exit_code == 0
     assert (tmp_path / "out.jsonl").is_file()
     assert Path.cwd() == tmp_path / "elsewhere"
+    manifest = tmp_path / "out.jsonl.hpcserve" / "manifest.json"
+    found = json.loads(manifest.read_bytes())
+    manifest.write_text(json.dumps({**found, "cwd": str(tmp_path / "gone")}))
+    refused = batch("resume", str(tmp_path / "out.jsonl.hpcserve"))
+    assert refused.exit_code == 2
+    assert "which is gone; give the first command once more" in refused.stderr
 
 
 def test_a_misspelt_verb_is_no_input(batch: Batch) -> None:
