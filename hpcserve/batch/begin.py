@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,13 @@ from hpcserve.batch.inputs import InputFile, find_inputs
 from hpcserve.batch.lease import process_ids
 from hpcserve.batch.manifest import Manifest
 from hpcserve.batch.merge import outputs_of, refuse_inputs, writer_kind
-from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.run_dir import RunDir, refuse_cancelled
 from hpcserve.batch.worker_status import WorkerStatus, read_all
 from hpcserve.config.batch import BatchConfig, RowDefaults
-from hpcserve.errors import ModelNotFoundError, OutputError, RunCancelledError
+from hpcserve.errors import ModelNotFoundError, OutputError
+
+#: Longer than workers are silent, while their engines start too.
+_LOOK_S = 12.0
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,24 @@ def begin_for_jobs(
 
 def _start_over(run_dir: RunDir) -> None:
     """Forget the run. Raises OutputError where somebody is at work on it."""
-    for one in read_all(run_dir):
-        if one.is_alive and not _is_known_gone(one):
-            raise OutputError(
-                f"{run_dir.path} is in work (process {one.pid} on {one.host}), and starting over "
-                f"would take it away; end it first: hpcserve batch cancel {run_dir.path}"
-            )
-    run_dir.discard()
+    before = [one for one in read_all(run_dir) if not (one.ended or _is_known_gone(one))]
+    until = time.monotonic() + (_LOOK_S if before else 0.0)
+    while not (working := [one for one in before if one.is_alive] or _changed(run_dir, before)):
+        # Its node's clock may be another than ours: who writes now and then is alive.
+        if time.monotonic() >= until:
+            run_dir.discard()
+            return
+        time.sleep(_LOOK_S / 20)
+    one = working[0]
+    raise OutputError(
+        f"{run_dir.path} is in work (process {one.pid} on {one.host}), and starting over "
+        f"would take it away; end it first: hpcserve batch cancel {run_dir.path}"
+    )
+
+
+def _changed(run_dir: RunDir, before: list[WorkerStatus]) -> list[WorkerStatus]:
+    known = {one.name: one.updated_s for one in before}
+    return [one for one in read_all(run_dir) if known.get(one.name, one.updated_s) != one.updated_s]
 
 
 def _is_known_gone(worker: WorkerStatus) -> bool:
@@ -175,11 +190,7 @@ def _is_restarted() -> bool:
 
 def _check_not_cancelled(run_dir: RunDir) -> None:
     """A person who runs it again means it; a job that was queued before does not."""
-    if not run_dir.cancelled.exists():
-        return
     if os.environ.get("SLURM_JOB_ID"):
-        raise RunCancelledError(
-            f"the run was cancelled; `hpcserve batch resume {run_dir.path}` goes on"
-        )
+        refuse_cancelled(run_dir)
     with storage(run_dir.cancelled), contextlib.suppress(FileNotFoundError):
         run_dir.cancelled.unlink()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpcserve.batch.durable import fsync_folder, storage, temporaries_of, temporary_name
-from hpcserve.errors import InputError
+from hpcserve.errors import InputError, RunCancelledError
 
 SUFFIX = ".hpcserve"
 
@@ -120,6 +120,17 @@ class RunDir:
         """Numbers of the shards that are finished. Raises IncompleteRunError."""
         with storage(self.shards, "read"):
             return numbers_in(self.shards)
+
+
+def refuse_cancelled(run_dir: RunDir) -> None:
+    """Raise RunCancelledError where somebody told the run to stop; IncompleteRunError where the
+    disk does not say."""
+    with storage(run_dir.cancelled, "read"):
+        is_cancelled = run_dir.cancelled.exists()
+    if is_cancelled:
+        raise RunCancelledError(
+            f"the run was cancelled; `hpcserve batch resume {run_dir.path}` goes on"
+        )
 
 
 def numbers_in(folder: Path) -> set[int]:

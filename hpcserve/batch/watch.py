@@ -10,17 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hpcserve.batch.deadline import Deadline
-from hpcserve.batch.durable import storage
 from hpcserve.batch.engine import RowEngine
 from hpcserve.batch.ledger import Ledger
-from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.run_dir import RunDir, refuse_cancelled
 from hpcserve.batch.runner import BatchRunner, hung
-from hpcserve.errors import (
-    EngineDeadError,
-    EngineError,
-    IncompleteRunError,
-    RunCancelledError,
-)
+from hpcserve.errors import EngineDeadError, EngineError, IncompleteRunError
 from hpcserve.log import get_logger
 
 log = get_logger(__name__)
@@ -86,7 +80,7 @@ class Watch:
                 if now >= next_sync:
                     next_sync = now + _SYNC_S
                     await self._ledger.sync()
-                    self._check_cancelled()
+                    refuse_cancelled(self._run_dir)
                     self._check_rows()
                 if now >= next_status:
                     next_status = now + _STATUS_S
@@ -116,14 +110,6 @@ class Watch:
         self._why = why
         self._drain_until = time.monotonic() + drain_s
         self._runner.close_admission()
-
-    def _check_cancelled(self) -> None:
-        with storage(self._run_dir.cancelled, "read"):
-            is_cancelled = self._run_dir.cancelled.exists()
-        if is_cancelled:
-            raise RunCancelledError(
-                f"the run was cancelled; `hpcserve batch resume {self._run_dir.path}` goes on"
-            )
 
     def _check_rows(self) -> None:
         limit_s = self._limits.row_timeout_s

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 from hpcserve.batch import progress
 from hpcserve.batch.deadline import Deadline
@@ -27,7 +27,7 @@ from hpcserve.batch.report import BatchReport
 from hpcserve.batch.row import RowDialect
 from hpcserve.batch.row_maker import MakerRecipe, RowMaker
 from hpcserve.batch.row_stream import RowStream
-from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.run_dir import RunDir, refuse_cancelled
 from hpcserve.batch.runner import BatchRunner
 from hpcserve.batch.scan import sha256_of, stat_of
 from hpcserve.batch.watch import Limits, Watch
@@ -39,12 +39,14 @@ from hpcserve.errors import (
     IncompleteRunError,
     InputError,
     NoProgressError,
+    RunCancelledError,
 )
 from hpcserve.log import get_logger
 
 log = get_logger(__name__)
 
 _POLL_S = 0.5
+_BEAT_S = 5.0
 #: Deaths of engines that answered no row in between: then it is not the rows' fault.
 _MAX_DEATHS = 25
 _MAX_GUILTY = 3
@@ -89,6 +91,7 @@ class Worker:
         self._runner: BatchRunner | None = None
         self._num_deaths = 0
         self._is_starting = True
+        self._told: Exception | None = None
         self._foreign: set[int] = run_dir.committed()
         self._rows_before = sum(manifest.shards[n].span.num_rows for n in self._foreign)
         self.report = BatchReport(num_total=manifest.num_rows, num_before=self._rows_before)
@@ -116,12 +119,14 @@ class Worker:
             as_bar=self._stream.isatty() and not (self._rows and sys.stdout.isatty()),
         )
         try:
-            with shown, self._signals():
+            with shown, self._signals(), self._signs_of_life():
                 while not (self._claims.all_committed() or self._has_left):
                     await self._engine_after_engine(records)
                     self._check_nothing_left_over()
                 return not self._has_left
         except asyncio.CancelledError:
+            if self._told is not None:
+                raise self._told from None
             if not self._caught:
                 raise
             raise self._stopped() from None
@@ -327,6 +332,30 @@ class Worker:
         self._file.publish()
 
     # ------------------------------------------------------------ signals
+
+    @contextlib.contextmanager
+    def _signs_of_life(self) -> Iterator[None]:
+        """While an engine starts, which takes minutes, nobody else gives any, or looks whether the
+        run is cancelled."""
+        beating = asyncio.create_task(self._beat(asyncio.current_task()))
+        try:
+            yield
+        finally:
+            beating.cancel()
+
+    async def _beat(self, task: asyncio.Task[Any] | None) -> None:
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            if not self._is_starting:
+                continue
+            self._file.publish()
+            try:
+                refuse_cancelled(self._dir)
+            except (RunCancelledError, IncompleteRunError) as error:
+                self._told = error
+                if task is not None:
+                    task.cancel()
+                return
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -17,10 +17,18 @@ import pytest
 
 from hpcserve.batch import worker_status
 from hpcserve.batch.deadline import Deadline
+from hpcserve.batch.durable import replace_file
 from hpcserve.batch.lease import Owner
 from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.verbs import cancel_run
 from hpcserve.batch.worker_status import WorkerStatus, runs_without_progress
-from hpcserve.errors import EngineDeadError, EngineError, IncompleteRunError
+from hpcserve.errors import (
+    EngineDeadError,
+    EngineError,
+    IncompleteRunError,
+    OutputError,
+    RunCancelledError,
+)
 
 Run = Callable[..., Any]
 PATIENCE_S = 60.0
@@ -186,6 +194,62 @@ def test_sigterm_while_an_engine_starts_again_ends_the_run_in_order(
     with pytest.raises(IncompleteRunError, match="stopped by SIGTERM"):
         run(_write(tmp_path / "in.jsonl", 5), tmp_path / "out.jsonl")
     killer.join()
+
+
+def test_a_worker_whose_engine_starts_lives_and_hears_that_the_run_is_cancelled(
+    tmp_path: Path, run: Run, backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hpcserve.batch.worker._BEAT_S", 0.05)
+    run_dir = RunDir.of_output(tmp_path / "out.jsonl")
+    seen: list[float] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Any]:
+        until = time.monotonic() + PATIENCE_S
+        while len(set(seen)) < 3 and time.monotonic() < until:
+            seen.extend(one.updated_s for one in worker_status.read_all(run_dir))
+            await asyncio.sleep(0.02)
+        cancel_run(run_dir)
+        await asyncio.sleep(PATIENCE_S)
+        yield None
+
+    backend.open = opened
+    with pytest.raises(RunCancelledError):
+        run(_write(tmp_path / "in.jsonl", 5), tmp_path / "out.jsonl")
+    assert len(set(seen)) >= 3
+
+
+@pytest.mark.parametrize("lives", [False, True])
+def test_starting_over_is_refused_though_the_clocks_of_nodes_differ(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """A worker on a node whose clock is an hour behind is at work; or it was."""
+    source, output = _write(tmp_path / "in.jsonl", 5), tmp_path / "out.jsonl"
+    run(source, output)
+    behind_s = time.time() - 3600.0
+    run_dir = _history(tmp_path, ("far", behind_s, behind_s, 3))
+    stop = threading.Event()
+
+    def work() -> None:
+        number = 0
+        while not stop.wait(0.02):
+            number += 1
+            one = worker_status.read_all(run_dir)[0]
+            one.updated_s = behind_s + number
+            replace_file(run_dir.workers / "far.json", msgspec.json.encode(one), durable=False)
+
+    far = threading.Thread(target=work)
+    monkeypatch.setattr("hpcserve.batch.begin._LOOK_S", PATIENCE_S if lives else 0.1)
+    if lives:
+        far.start()
+        try:
+            with pytest.raises(OutputError, match=r"is in work \(process 1 on h\)"):
+                run(source, output, fresh=True)
+        finally:
+            stop.set()
+            far.join()
+    else:
+        assert run(source, output, fresh=True).num_ok == 5
 
 
 # ---------------------------------------------------------------- runs that finish nothing
