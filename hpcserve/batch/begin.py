@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +17,16 @@ from hpcserve.batch.durable import storage
 from hpcserve.batch.engine import Backend
 from hpcserve.batch.finish import known_result
 from hpcserve.batch.inputs import InputFile, find_inputs
+from hpcserve.batch.lease import process_ids
 from hpcserve.batch.manifest import Manifest
-from hpcserve.batch.merge import writer_kind
-from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.merge import outputs_of, refuse_inputs, writer_kind
+from hpcserve.batch.run_dir import RunDir, refuse_cancelled
 from hpcserve.batch.worker_status import WorkerStatus, read_all
 from hpcserve.config.batch import BatchConfig, RowDefaults
-from hpcserve.errors import ModelNotFoundError, OutputError, RunCancelledError
+from hpcserve.errors import ModelNotFoundError, OutputError
+
+#: Longer than workers are silent, while their engines start too.
+_LOOK_S = 12.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,7 @@ def begin(
     content = run_content(backend, batch, defaults, seed)
     if batch.fresh and not _is_restarted():
         _start_over(run_dir)
-    inputs = find_inputs(batch.inputs, batch.input_format, run_dir.spool)
-    _check_apart(inputs, output)
+    inputs = _inputs(run_dir, batch, output)
     manifest = _manifest(run_dir, inputs, content, batch, output, argv)
     _check_not_cancelled(run_dir)
     return BegunRun(run_dir, inputs, manifest)
@@ -81,7 +85,7 @@ def begin_for_jobs(
             raise
         _check_output(output)
         run_dir = RunDir.of_output(output)
-        _check_apart(find_inputs(batch.inputs, batch.input_format, run_dir.spool), output)
+        _inputs(run_dir, batch, output)
         if batch.fresh:
             _start_over(run_dir)
             # The jobs do not know that it may be replaced.
@@ -91,20 +95,31 @@ def begin_for_jobs(
 
 def _start_over(run_dir: RunDir) -> None:
     """Forget the run. Raises OutputError where somebody is at work on it."""
-    for one in read_all(run_dir):
-        if one.is_alive and not _is_known_gone(one):
-            raise OutputError(
-                f"{run_dir.path} is in work (process {one.pid} on {one.host}), and starting over "
-                f"would take it away; end it first: hpcserve batch cancel {run_dir.path}"
-            )
-    run_dir.discard()
+    before = [one for one in read_all(run_dir) if not (one.ended or _is_known_gone(one))]
+    until = time.monotonic() + (_LOOK_S if before else 0.0)
+    while not (working := [one for one in before if one.is_alive] or _changed(run_dir, before)):
+        # Its node's clock may be another than ours: who writes now and then is alive.
+        if time.monotonic() >= until:
+            run_dir.discard()
+            return
+        time.sleep(_LOOK_S / 20)
+    one = working[0]
+    raise OutputError(
+        f"{run_dir.path} is in work (process {one.pid} on {one.host}), and starting over "
+        f"would take it away; end it first: hpcserve batch cancel {run_dir.path}"
+    )
+
+
+def _changed(run_dir: RunDir, before: list[WorkerStatus]) -> list[WorkerStatus]:
+    known = {one.name: one.updated_s for one in before}
+    return [one for one in read_all(run_dir) if known.get(one.name, one.updated_s) != one.updated_s]
 
 
 def _is_known_gone(worker: WorkerStatus) -> bool:
     """It ran on this machine and does not any more: killed, it could not say so."""
     import psutil
 
-    here = worker.host == socket.gethostname()
+    here = (worker.host, worker.pids) == (socket.gethostname(), process_ids())
     return here and (worker.pid == os.getpid() or not psutil.pid_exists(worker.pid))
 
 
@@ -137,7 +152,24 @@ def _manifest(
         found = manifests.store(new, run_dir.manifest)
     manifests.refuse_changes(found, inputs, content)
     run_dir.create()
+    return manifests.located(found, inputs)
+
+
+def _inputs(run_dir: RunDir, batch: BatchConfig, output: Path) -> list[InputFile]:
+    """Raises InputError, and OutputError where one of them would be written over."""
+    written = outputs_of(output, batch.errors)
+    kept = _kept_stdin(run_dir)
+    found = find_inputs(batch.inputs, batch.input_format, run_dir.spool, kept, written)
+    refuse_inputs(found, output, batch.errors)
     return found
+
+
+def _kept_stdin(run_dir: RunDir) -> Path | None:
+    """The rows of stdin that an earlier command for this run has kept."""
+    found = manifests.load(run_dir.manifest)
+    names = [Path(one.path).name for one in found.scan.files] if found else []
+    kept = [run_dir.spool.with_name(name) for name in names if name.startswith("stdin-")]
+    return kept[0] if len(kept) == 1 and kept[0].is_file() else None
 
 
 def _check_output(output: Path) -> None:
@@ -151,12 +183,6 @@ def _check_output(output: Path) -> None:
         raise OutputError(f"the output folder {output.parent} is not writable")
 
 
-def _check_apart(inputs: list[InputFile], output: Path) -> None:
-    for one in inputs:
-        if output.exists() and output.samefile(one.path):
-            raise OutputError(f"input and output are the same file: {output}")
-
-
 def _is_restarted() -> bool:
     """The same job once more: what its first run finished must not be thrown away."""
     return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
@@ -164,11 +190,7 @@ def _is_restarted() -> bool:
 
 def _check_not_cancelled(run_dir: RunDir) -> None:
     """A person who runs it again means it; a job that was queued before does not."""
-    if not run_dir.cancelled.exists():
-        return
     if os.environ.get("SLURM_JOB_ID"):
-        raise RunCancelledError(
-            f"the run was cancelled; `hpcserve batch resume {run_dir.path}` goes on"
-        )
+        refuse_cancelled(run_dir)
     with storage(run_dir.cancelled), contextlib.suppress(FileNotFoundError):
         run_dir.cancelled.unlink()

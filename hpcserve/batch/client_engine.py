@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -124,7 +124,7 @@ class ClientEngine:
         if len(prepared.ids) == 1:
             outputs = [await self._complete(*next(pairs))]
         else:
-            outputs = list(await asyncio.gather(*(self._complete(*pair) for pair in pairs)))
+            outputs = await _together([self._complete(*pair) for pair in pairs])
         return RowAnswer(
             body=self._body(prepared, outputs),
             num_prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
@@ -192,6 +192,16 @@ class ClientBackend:
         """With the model's folder. Raises ModelNotFoundError."""
         self._config = with_model_folder(self._config)
         return self._config
+
+
+async def _together(answers: list[Coroutine[Any, Any, RequestOutput]]) -> list[RequestOutput]:
+    """All of them; where one fails, the others are aborted: their row has failed."""
+    tasks = [asyncio.ensure_future(one) for one in answers]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _as_array(ids: list[int]) -> Int32Array:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hpcserve.batch.durable import read_json
+from hpcserve.log import get_logger
+
+log = get_logger(__name__)
 
 _REFRESH_S = 30.0
 #: SLURM's own word, set in every job.
@@ -52,7 +55,11 @@ class Deadline:
 
     def _from_supervisor(self) -> float | None:
         folder = self._environ.get(_RUN_DIR)
-        state = read_json(Path(folder) / "state.json") if folder else None
+        try:
+            state = read_json(Path(folder) / "state.json") if folder else None
+        except OSError as error:  # SLURM's own word will do
+            log.debug("the job's state: %s", error)
+            return None
         end_s = state.get("end_time") if isinstance(state, dict) else None
         return float(end_s) if isinstance(end_s, int | float) else None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,12 @@ def sweep(path: Path) -> None:
 def temporary_name(final: Path) -> Path:
     """A name beside `final` that nobody else has."""
     return final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
+
+
+def temporaries_of(final: Path) -> list[Path]:
+    """What `temporary_name` has called files for `final`, by processes that were killed."""
+    own = re.compile(rf"\.{re.escape(final.name)}\.[0-9a-f]{{12}}\.tmp")
+    return [one for one in final.parent.iterdir() if own.fullmatch(one.name)]
 
 
 def write_file(path: Path, pieces: Iterable[bytes]) -> None:
@@ -130,6 +137,6 @@ def storage(place: Path | str, verb: str = "write") -> Iterator[None]:
     except OSError as error:
         where = error.filename or place
         raise IncompleteRunError(
-            f"cannot {verb} {where}: {error.strerror}; finished rows are kept: run the same command "
-            "again when this is mended"
+            f"cannot {verb} {where}: {error.strerror or error}; finished rows are kept: run the "
+            "same command again when this is mended"
         ) from error

@@ -7,7 +7,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import zstandard
 
@@ -17,6 +17,8 @@ from hpcserve.errors import HpcserveError, IncompleteRunError, InputError
 STANDARD = "-"
 COMPRESSED = (".gz", ".zst")
 _SKIP_BYTES = 1 << 20
+#: Read at a time of a packed file: what comes of it is held, and may be a thousand times as much.
+_ZST_BYTES = 1 << 11
 
 
 def format_suffix(name: str) -> str:
@@ -94,9 +96,44 @@ def _decompressed(raw: BinaryIO, suffix: str) -> BinaryIO:
     if suffix == ".gz":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
     if suffix == ".zst":
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        return cast(BinaryIO, reader)
+        return cast(BinaryIO, _ZstFrames(raw))
     return raw
+
+
+class _ZstFrames:
+    """Frames one behind the other. The library's own reader takes a frame that is cut off for the
+    end of the file, and so would lose rows."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._decompressor = zstandard.ZstdDecompressor()
+        self._frame: Any = None
+        self._packed = b""
+        self._plain = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, `size` at most; b"" at the end. Raises EOFError, ZstdError, OSError."""
+        while not self._plain and self._unpack_more():
+            pass
+        data, self._plain = bytes(self._plain[:size]), self._plain[size:]
+        return data
+
+    def close(self) -> None:
+        self._plain = memoryview(b"")
+
+    def _unpack_more(self) -> bool:
+        """False at the end of the file."""
+        self._packed = self._packed or self._raw.read(_ZST_BYTES)
+        if not self._packed:
+            if self._frame is not None:
+                raise EOFError("the file ends before the end of its last frame")
+            return False
+        self._frame = self._frame or self._decompressor.decompressobj()
+        self._plain = memoryview(self._frame.decompress(self._packed))
+        self._packed = b""
+        if self._frame.eof:
+            self._packed, self._frame = self._frame.unused_data, None
+        return True
 
 
 def lines_of(

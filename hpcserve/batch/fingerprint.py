@@ -26,7 +26,6 @@ def model_content(config: EngineConfig) -> dict[str, Any]:
     facts |= {"revision": model.revision, "dtype": model.dtype, "load_format": model.load_format}
     facts["context_length"] = model.context_length
     facts["sampling_defaults"] = sampling_defaults(model)
-    facts["sampling_defaults"] = sampling_defaults(model)
     if model.tokenizer not in (None, model.model):
         facts |= {f"tokenizer {k}": v for k, v in _folder_facts(Path(str(model.tokenizer))).items()}
     return facts

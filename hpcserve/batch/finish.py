@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,8 @@ from pathlib import Path
 import msgspec
 
 from hpcserve.batch import html_report
-from hpcserve.batch.durable import replace_file, storage, sweep
+from hpcserve.batch.durable import replace_file, storage, sweep, temporaries_of
+from hpcserve.batch.idle import IdleWatch, idle_timeout_s
 from hpcserve.batch.lease import Claims, Owner
 from hpcserve.batch.manifest import Manifest
 from hpcserve.batch.merge import errors_path, growing_path, write_output
@@ -19,6 +19,7 @@ from hpcserve.batch.report import RunResult
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.batch.tally import Tally
 from hpcserve.batch.worker_status import read_all
+from hpcserve.config.batch import BatchConfig
 from hpcserve.errors import IncompleteRunError, RowsFailedError
 from hpcserve.log import get_logger
 
@@ -37,17 +38,21 @@ def known_result(run_dir: RunDir, manifest: Manifest, output: Path) -> RunResult
 
 
 def finish_run(
-    run_dir: RunDir, manifest: Manifest, output: Path, max_error_rate: float = 1.0
-) -> RunResult:
-    """Write output and reports, once also where several workers end together.
+    run_dir: RunDir, manifest: Manifest, output: Path, batch: BatchConfig
+) -> RunResult | None:
+    """Write output and reports, once also where several workers end together; None where another
+    one does it, and this one need not wait (`idle`).
 
     Raises IncompleteRunError; RowsFailedError (with the output written) where too many rows failed.
     """
     claims = Claims(run_dir, manifest, Owner.here())
+    idle = IdleWatch(claims, idle_timeout_s(batch))
     try:
         while (result := known_result(run_dir, manifest, output)) is None:
             with storage(run_dir.leases):
                 is_mine = claims.take_merge()
+                if not is_mine and claims.all_committed() and idle.is_over():
+                    return None
             if is_mine:
                 result = _finish(run_dir, manifest, output)
                 break
@@ -55,10 +60,10 @@ def finish_run(
     finally:
         claims.close()
     rate = result.num_failed / max(result.num_rows, 1)
-    if rate > max_error_rate:
+    if rate > batch.max_error_rate:
         raise RowsFailedError(
             f"{result.num_failed:,} of {result.num_rows:,} rows failed, more than --max-error-rate "
-            f"{max_error_rate:g} allows; the output {output} is written"
+            f"{batch.max_error_rate:g} allows; the output {output} is written"
         )
     return result
 
@@ -73,7 +78,7 @@ def _finish(
         page = html_report.page(result, read_all(run_dir), manifest, tally.histograms())
         replace_file(run_dir.html_report, page.encode())
         replace_file(run_dir.report, msgspec.json.format(msgspec.json.encode(result)))
-        _sweep(run_dir, output)
+        _sweep(run_dir, manifest, output)
     return result
 
 
@@ -88,6 +93,8 @@ class Follower:
         self._run_dir = run_dir
         self._manifest = manifest
         self._output = output
+        #: Others rely on this process for the output, or it does not know yet.
+        self.is_writing = True
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follow", daemon=True)
 
@@ -112,6 +119,7 @@ class Follower:
         except (IncompleteRunError, OSError) as error:
             log.warning("the output is written at the end of the run, not meanwhile: %s", error)
         finally:
+            self.is_writing = False
             claims.close()
 
     def _as_they_finish(self) -> Iterator[int]:
@@ -128,14 +136,16 @@ class _StoppedError(Exception):
     """Never leaves this module."""
 
 
-def _sweep(run_dir: RunDir, output: Path) -> None:
+def _sweep(run_dir: RunDir, manifest: Manifest, output: Path) -> None:
     """What workers that were killed have left: journals and leases of finished shards, files half
     written. Every shard is committed by now, so nobody needs them."""
     leftovers = [
         *run_dir.journals.iterdir(),
         *(one for one in run_dir.leases.iterdir() if one.name.isdigit()),
-        *output.parent.glob(f".{glob.escape(output.name)}.*.tmp"),
+        *temporaries_of(output),
     ]
+    if manifest.errors == "file":
+        leftovers += temporaries_of(errors_path(output))
     for folder in (run_dir.shards, run_dir.leases, run_dir.workers, run_dir.path):
         leftovers += folder.glob(".*.tmp")
     for path in leftovers:

@@ -6,13 +6,13 @@ import glob
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from hpcserve import registry
-from hpcserve.batch.durable import storage, temporary_name
+from hpcserve.batch.durable import storage, sweep, temporary_name
 from hpcserve.batch.files import STANDARD, format_suffix
 from hpcserve.batch.formats.base import BatchReader
 from hpcserve.errors import InputError
@@ -37,14 +37,30 @@ class InputFile:
         return kind(self.path, id_column=id_column)
 
 
-def find_inputs(names: Sequence[str], format_name: str, spool: Path) -> list[InputFile]:
+def find_inputs(
+    names: Sequence[str],
+    format_name: str,
+    spool: Path,
+    kept: Path | None = None,
+    outputs: Collection[Path] = (),
+) -> list[InputFile]:
     """The files that `names` mean, in order.
 
     format_name: "auto" goes by each file's ending.  spool: where stdin or a pipe is kept: a run
-    that goes on later must read the same rows again.
+    that goes on later must read the same rows again.  kept: what the run has of stdin already; it
+    is taken where stdin says nothing now.  outputs: of this run; once they are there a folder or a
+    glob may find them, and does not mean them.
     Raises InputError for what is not there, is empty, or has an unknown ending.
     """
-    found = [one for name in names for one in _expand(name, format_name, spool)]
+    if list(names).count(STANDARD) > 1:
+        raise InputError("the input - (stdin) is given twice")
+    own = {one.resolve() for one in outputs}
+    found = [
+        one
+        for name in names
+        for one in _expand(name, format_name, spool, kept)
+        if Path(name) == one.path or one.path.resolve() not in own
+    ]
     seen: set[Path] = set()
     for one in found:
         where = one.path.resolve()
@@ -54,9 +70,9 @@ def find_inputs(names: Sequence[str], format_name: str, spool: Path) -> list[Inp
     return found
 
 
-def _expand(name: str, format_name: str, spool: Path) -> list[InputFile]:
+def _expand(name: str, format_name: str, spool: Path, kept: Path | None = None) -> list[InputFile]:
     if name == STANDARD:
-        return [InputFile(_spooled(_stdin(), spool), _format_of("", format_name))]
+        return [InputFile(_standard(spool, kept), _format_of("", format_name))]
     path = Path(name)
     if path.is_dir():
         return _folder(path, format_name)
@@ -111,6 +127,18 @@ def _stdin() -> BinaryIO:
     return sys.stdin.buffer
 
 
+def _standard(spool: Path, kept: Path | None) -> Path:
+    stream = _stdin()
+    if kept is not None and stream.isatty():
+        return kept
+    try:
+        return _spooled(stream, spool)
+    except InputError:  # nobody gives the rows a second time: `batch resume`, for one
+        if kept is None:
+            raise
+        return kept
+
+
 def _spooled(stream: BinaryIO, spool: Path) -> Path:
     """All of a stream as a file of the run, named by its content: the same rows once more are the
     same file, and others leave it as it is."""
@@ -118,15 +146,17 @@ def _spooled(stream: BinaryIO, spool: Path) -> Path:
     with storage(spool):
         spool.parent.mkdir(parents=True, exist_ok=True)
         new = temporary_name(spool)
-        with new.open("wb") as out:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-                out.write(block)
-            out.flush()
-            os.fsync(out.fileno())
-        if new.stat().st_size == 0:
-            new.unlink()
-            raise InputError("the input stdin is empty")
-        kept = spool.with_name(f"{spool.name}-{digest.hexdigest()[:16]}")
-        new.replace(kept)
+        try:
+            with new.open("wb") as out:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+                    out.write(block)
+                out.flush()
+                os.fsync(out.fileno())
+            if new.stat().st_size == 0:
+                raise InputError("the input stdin is empty")
+            kept = spool.with_name(f"{spool.name}-{digest.hexdigest()[:16]}")
+            new.replace(kept)
+        finally:
+            sweep(new)
     return kept

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hpcserve.batch.durable import storage
 from hpcserve.batch.files import STANDARD
+from hpcserve.batch.idle import ARRAY_TIMEOUT_S
 from hpcserve.batch.run_dir import RunDir
 from hpcserve.config.batch import BatchConfig
 from hpcserve.engine.lifeline import end_with_parent_thread
@@ -36,11 +37,14 @@ def other_workers(
         raise ConfigError("--jobs: workers cannot share stdin or stdout; name files")
     num_jobs = batch.jobs
     shares = [device_share(os.environ, number, num_jobs) for number in range(num_jobs)]
-    mine = dataclasses.replace(batch, fresh=False)
+    # This one waits for the others, so it may not leave before them.
+    mine = dataclasses.replace(batch, fresh=False, idle_timeout_s=0.0)
     if not begin():
         yield mine
         return
     words = [word for word in without_option(argv, "--jobs") if word not in _ONCE]
+    if batch.idle_timeout_s is None:
+        words = ["--idle-timeout", f"{ARRAY_TIMEOUT_S:g}", *words]
     folder = RunDir.of_output(Path(batch.output)).workers
     logs = {number: folder / f"job-{number}.log" for number in range(1, num_jobs)}
     others = {number: _start(words, shares[number], log_file) for number, log_file in logs.items()}

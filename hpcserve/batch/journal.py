@@ -10,6 +10,8 @@ character, NULs) is cut off. Committed shards have the same shape, with a summar
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -101,8 +103,13 @@ def packed_records(path: Path, run_id: bytes, shard: int) -> Iterator[bytes]:
     except FileNotFoundError:
         return
     with stream:
-        if stream.read(HEADER.size) == header(run_id, shard):
-            yield from _frames(stream, path.stat().st_size - HEADER.size)
+        try:
+            if stream.read(HEADER.size) == header(run_id, shard):
+                yield from _frames(stream, os.fstat(stream.fileno()).st_size - HEADER.size)
+        except OSError as error:
+            # NFS's word for a file that its owner has removed: its shard is committed.
+            if error.errno != errno.ESTALE or path.exists():
+                raise
 
 
 def _frames(stream: BinaryIO | BufferedReader, num_left: int) -> Iterator[bytes]:

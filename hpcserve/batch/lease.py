@@ -33,11 +33,18 @@ STALE_S = 90.0
 #: A shard that another one has for so many times as long as ours take is taken as well.
 _STRAGGLER_FACTOR = 4.0
 _STRAGGLER_S = 60.0
+#: What a shard is taken to need by a worker that has finished none.
+_UNKNOWN_S = 300.0
+#: When a process started is told in time of day, which moves when a node's clock is set.
+_CLOCK_STEP_S = 30.0
 
 
 @dataclass(frozen=True)
 class Owner:
-    """One process of one run of a job. started_s: tells it from a later process of the same id."""
+    """One process of one run of a job. started_s: tells it from a later process of the same id.
+
+    pids: where its process id counts: a container may have ids of its own, and its host's name.
+    """
 
     name: str
     host: str
@@ -45,6 +52,7 @@ class Owner:
     started_s: float
     job_id: str = ""
     restart: str = ""
+    pids: str = ""
 
     @classmethod
     def here(cls, environ: Mapping[str, str] | None = None) -> Owner:
@@ -60,6 +68,7 @@ class Owner:
             started_s=psutil.Process(pid).create_time(),
             job_id=f"{job}_{task}" if task else job,
             restart=environ.get("SLURM_RESTART_COUNT", "0"),
+            pids=process_ids(),
         )
 
 
@@ -107,8 +116,11 @@ class Claims:
             # Its owner committed it and let go between our two looks.
             self._forget(number)
             self._ever.discard(number)
+        if self.has_shards:
+            return None
         for number in open_now:
-            if number not in mine and self._is_straggler(number):
+            # One helper is enough.
+            if self._is_straggler(number) and self.take(self._helper_of(number)):
                 log.info("shard %d takes another worker long; answering it here as well", number)
                 self._held[number] = time.monotonic()
                 self._ever.add(number)
@@ -120,9 +132,46 @@ class Claims:
         """Every shard that was ever taken here."""
         return self._ever
 
+    @property
+    def has_shards(self) -> bool:
+        """Whether a shard that is ours is not finished."""
+        return any(number < len(self._shards) for number in list(self._held))
+
+    @property
+    def num_open(self) -> int:
+        """Shards that were not finished at the last look."""
+        return len(self._shards) - len(self._done)
+
+    def stand_by(self) -> bool:
+        """Whether this is the one worker that stays for what others may leave. Raises OSError."""
+        return self._spare in self._held or self.take(self._spare)
+
+    def stand_down(self) -> None:
+        """There is work again."""
+        if self._spare in self._held:
+            self.release(self._spare)
+
+    def others_live(self) -> bool:
+        """Whether all that is left to do is in the hands of workers that were seen to be alive, and
+        so is who stands by: each has touched its lease since we first saw it."""
+        left = [n for n in range(len(self._shards)) if n not in self._done] or [self._merge]
+        seen = [self._seen.get(number) for number in (*left, self._spare)]
+        return all(one is not None and one[1] > one[2] for one in seen)
+
+    @property
+    def _merge(self) -> int:
+        return len(self._shards)
+
+    @property
+    def _spare(self) -> int:
+        return len(self._shards) + 1
+
+    def _helper_of(self, number: int) -> int:
+        return len(self._shards) + 2 + number
+
     def take_merge(self) -> bool:
         """Whether the output is ours to write. Raises OSError."""
-        return self.take(len(self._shards))
+        return self.take(self._merge)
 
     def take(self, number: int) -> bool:
         """Whether this shard is ours from now on. Raises OSError."""
@@ -141,9 +190,11 @@ class Claims:
     def release(self, number: int) -> None:
         """It is committed, or given up."""
         since = self._held.get(number)
-        if since is not None:
+        if since is not None and number < len(self._shards):
             self._durations.append(time.monotonic() - since)
         self._forget(number)
+        if self._helper_of(number) in self._held:
+            self._forget(self._helper_of(number))
 
     def _forget(self, number: int) -> None:
         self._held.pop(number, None)
@@ -176,6 +227,7 @@ class Claims:
     def _drop_stale(self, number: int) -> bool:
         """Whether the lease is free now. One of those who find it stale takes it away."""
         path = self._dir.lease(number)
+        lease = read_json(path)
         try:
             changed_ns = path.stat().st_mtime_ns
         except FileNotFoundError:
@@ -185,7 +237,6 @@ class Claims:
         if last != changed_ns:
             since = now
         self._seen[number] = (changed_ns, since, first)
-        lease = read_json(path)
         if now - since < self._stale_s and not (lease and self._is_gone(lease)):
             return False
         aside = path.with_name(f".stale-{number:06d}-{secrets.token_hex(4)}")
@@ -193,19 +244,25 @@ class Claims:
             path.rename(aside)
         except FileNotFoundError:
             return True
-        aside.unlink(missing_ok=True)
         self._seen.pop(number)
+        if read_json(aside) != lease:
+            # Another one was quicker with it, and this is the lease that it has taken since.
+            publish(aside, path, durable=False)
+            return False
+        aside.unlink(missing_ok=True)
         return True
 
     def _is_gone(self, lease: dict[str, object]) -> bool:
         if lease.get("job_id") and lease.get("job_id") == self._owner.job_id:
             return lease.get("restart") != self._owner.restart or not _lives(lease, self._owner)
-        return lease.get("host") == self._owner.host and not _lives(lease, self._owner)
+        return not _lives(lease, self._owner)
 
     def _is_straggler(self, number: int) -> bool:
-        if number not in self._seen or not self._durations:
+        if number not in self._seen:
             return False
-        usual = sorted(self._durations)[len(self._durations) // 2]
+        usual = _UNKNOWN_S
+        if self._durations:
+            usual = sorted(self._durations)[len(self._durations) // 2]
         waited = time.monotonic() - self._seen[number][2]
         return waited > max(_STRAGGLER_S, _STRAGGLER_FACTOR * usual)
 
@@ -216,8 +273,8 @@ class Claims:
 
 
 def _lives(lease: dict[str, object], owner: Owner) -> bool:
-    """Whether the process that made a lease runs, as far as this node can tell."""
-    if lease.get("host") != owner.host:
+    """Whether the process that made a lease runs, as far as this process can tell."""
+    if (lease.get("host"), lease.get("pids", "")) != (owner.host, owner.pids):
         return True
     try:
         started_s = psutil.Process(int(str(lease.get("pid")))).create_time()
@@ -225,7 +282,15 @@ def _lives(lease: dict[str, object], owner: Owner) -> bool:
         return False
     except psutil.AccessDenied:
         return True
-    return abs(started_s - float(str(lease.get("started_s")))) < 1.0
+    return abs(started_s - float(str(lease.get("started_s")))) < _CLOCK_STEP_S
+
+
+def process_ids() -> str:
+    """The name of this process's own set of process ids; "" where the system has but one."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
 
 
 def _touch(path: Path) -> None:

@@ -53,6 +53,8 @@ class OpenShard:
         self.is_dirty = False
         #: Another worker has committed it: nobody needs its rows.
         self.is_lost = False
+        #: What a write did not get to its end with: nothing may come behind half a record.
+        self._broken: OSError | None = None
 
     def is_done(self, row: int) -> bool:
         return self.places[row] is not None
@@ -76,8 +78,14 @@ class OpenShard:
 
     def write_pending(self) -> None:
         """Hand it to the operating system. Raises OSError."""
+        if self._broken is not None:
+            raise OSError(self._broken.errno, self._broken.strerror, str(self.path))
         data = [self.pending.popleft() for _ in range(len(self.pending))]
-        write_whole(self.descriptor, b"".join(data))
+        try:
+            write_whole(self.descriptor, b"".join(data))
+        except OSError as error:
+            self._broken = error
+            raise
 
 
 class Ledger:
@@ -100,6 +108,8 @@ class Ledger:
         self._owner = owner
         self._on_commit = on_commit
         self._open: dict[int, OpenShard] = {}
+        #: Shards that were committed at the last look.
+        self._elsewhere: set[int] = set()
         self._buffered = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._commits: set[asyncio.Task[None]] = set()
@@ -133,7 +143,9 @@ class Ledger:
     def started(self, shard: OpenShard) -> None:
         """On the event loop: rows of this shard may finish now. One that is whole is committed."""
         self._open[shard.number] = shard
-        if shard.num_left == 0:
+        if shard.number in self._elsewhere:
+            self._give_up(shard.number)
+        elif shard.num_left == 0:
             self._begin_commit(shard)
 
     def finish(self, shard: OpenShard, record: RowRecord) -> None:
@@ -151,12 +163,17 @@ class Ledger:
             self._in_background(self._write_all)
 
     def lose(self, committed: set[int]) -> None:
-        """Give up shards that others have committed meanwhile."""
+        """Give up shards that others have committed meanwhile, and those of them that wait to be
+        started when they are."""
+        self._elsewhere = committed
         for number in committed & self._open.keys():
-            shard = self._open.pop(number)
-            shard.is_lost = True
-            self._in_background(partial(self._let_go, shard))
-            self._on_commit(number)
+            self._give_up(number)
+
+    def _give_up(self, number: int) -> None:
+        shard = self._open.pop(number)
+        shard.is_lost = True
+        self._in_background(partial(self._let_go, shard))
+        self._on_commit(number)
 
     async def sync(self) -> None:
         """All rows finished so far are on the disk when this returns. Raises IncompleteRunError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -118,6 +119,31 @@ def store(manifest: Manifest, path: Path) -> Manifest:
         if publish(temporary, path):
             return manifest
     return load(path) or manifest
+
+
+def moved(manifest: Manifest, output: Path) -> Manifest:
+    """The same run, whose output is called `output` now: inputs that are no longer where they were
+    are looked for as far from it as they were then."""
+    old = Path(manifest.output)
+    if output == old:
+        return manifest
+    files = []
+    for facts in manifest.scan.files:
+        now = Path(os.path.normpath(output.parent / os.path.relpath(facts.path, old.parent)))
+        is_moved = now.exists() and not Path(facts.path).exists()
+        files.append(msgspec.structs.replace(facts, path=str(now)) if is_moved else facts)
+    scan = msgspec.structs.replace(manifest.scan, files=files)
+    return msgspec.structs.replace(manifest, scan=scan, output=str(output))
+
+
+def located(manifest: Manifest, inputs: Sequence[InputFile]) -> Manifest:
+    """The same run, with its input files where they are now: they may have been moved."""
+    files = [
+        msgspec.structs.replace(facts, path=str(now.path.absolute()))
+        for facts, now in zip(manifest.scan.files, inputs, strict=True)
+    ]
+    scan = msgspec.structs.replace(manifest.scan, files=files)
+    return msgspec.structs.replace(manifest, scan=scan)
 
 
 def refuse_changes(

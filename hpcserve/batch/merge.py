@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from hpcserve import registry
 from hpcserve.batch import journal
 from hpcserve.batch.durable import fsync_folder, sweep, temporary_name
 from hpcserve.batch.files import format_suffix
+from hpcserve.batch.inputs import InputFile
 from hpcserve.batch.journal import RowRecord
 from hpcserve.batch.manifest import Manifest
 from hpcserve.batch.run_dir import RunDir
@@ -40,6 +41,19 @@ def errors_path(output: Path) -> Path:
         if ending and format_suffix(f"x{ending}") and base.endswith(ending):
             return output.with_name(f"{base.removesuffix(ending)}.errors{ending}")
     return output.with_name(f"{base}.errors")
+
+
+def outputs_of(output: Path, errors: str) -> list[Path]:
+    """The files that a run writes."""
+    return [output, errors_path(output)] if errors == "file" else [output]
+
+
+def refuse_inputs(inputs: Sequence[InputFile], output: Path, errors: str = "inline") -> None:
+    """Raise OutputError where what is written would take the place of what is read."""
+    for path in outputs_of(output, errors):
+        for one in inputs:
+            if path.exists() and one.path.exists() and path.samefile(one.path):
+                raise OutputError(f"input and output are the same file: {path}")
 
 
 def write_output(
@@ -139,15 +153,22 @@ def _rows(
 ) -> Iterator[tuple[int, RowRecord]]:
     for number in numbers:
         path = run_dir.shard(number)
-        try:
+        with undamaged(path):
             for record in journal.committed(path, manifest.run_id_bytes, number):
                 if record.status != journal.SUMMARY:
                     yield number, record
-        except journal.DamagedShardError as error:
-            path.rename(path.with_name(f"{path.name}.damaged"))
-            raise IncompleteRunError(
-                f"{error}; it was put aside, and its rows are answered again when the run goes on"
-            ) from error
+
+
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Puts a shard aside that is found to be damaged within the block: IncompleteRunError."""
+    try:
+        yield
+    except journal.DamagedShardError as error:
+        path.rename(path.with_name(f"{path.name}.damaged"))
+        raise IncompleteRunError(
+            f"{error}; it was put aside, and its rows are answered again when the run goes on"
+        ) from error
 
 
 def _observed(

@@ -186,8 +186,9 @@ def rendered(template: str, record: Mapping[str, Any]) -> str:
 
     try:
         return str(_compiled(template).render(record))
-    except jinja2.TemplateError as error:
-        raise _BadRowError("template_error", f"the template cannot be filled: {error}") from None
+    except (jinja2.TemplateError, *_TEMPLATE_ERRORS) as error:
+        why = str(error) or type(error).__name__
+        raise _BadRowError("template_error", f"the template cannot be filled: {why}") from None
 
 
 @functools.lru_cache(maxsize=4)
@@ -230,6 +231,11 @@ def row_seed(seed: int, index: int) -> int:
 
 
 _ID_KEYS = ("custom_id", "id")
+#: What an expression of a template may raise for a row's values: a division by zero, for one.
+_TEMPLATE_ERRORS = (
+    *(ArithmeticError, AttributeError, LookupError, MemoryError),
+    *(RecursionError, TypeError, ValueError),
+)
 _ASKING = frozenset({"prompt", "messages"})
 
 

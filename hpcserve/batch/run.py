@@ -32,11 +32,12 @@ def run_batch(
     seed: int = 0,
     stream: TextIO | None = None,
     argv: Sequence[str] = (),
-) -> RunResult:
+) -> RunResult | None:
     """Answer every row of `batch.inputs` that has no answer yet, and write the output.
 
     Progress and the closing table go to `stream` (stderr). Any number of processes may call this
-    for one run at the same time: they share its rows, and each returns when all are answered.
+    for one run at the same time: they share its rows, and each returns when all are answered, or
+    with None where others finish the run and `batch.idle_timeout_s` lets this one go before.
 
     Raises, before the engine is started: ConfigError, InputError, OutputError. IncompleteRunError
     where the run ended early, with every finished row kept.
@@ -54,7 +55,7 @@ def _is_special(path: Path) -> bool:
 
 def _run_to_stream(
     backend: Backend, batch: BatchConfig, defaults: RowDefaults, seed: int, stream: TextIO
-) -> RunResult:
+) -> RunResult | None:
     """Rows go out as they finish; the run's files live as long as this process."""
     name = "stdout" if batch.output == STANDARD else batch.output
     if batch.errors == "file":
@@ -92,36 +93,40 @@ def _run(
     rows: RowStream | None = None,
     *,
     shown: str | None = None,
-) -> RunResult:
+) -> RunResult | None:
     begun = begin(backend, batch, defaults, output, seed=seed, argv=argv)
     run_dir, manifest = begun.run_dir, begun.manifest
     result = known_result(run_dir, manifest, output)
     if result is None:
         if len(run_dir.committed()) < len(manifest.shards):
+            follower = None if manifest.ordered or rows else Follower(run_dir, manifest, output)
             dialect = make_dialect(manifest, backend)
-            worker = Worker(backend, batch, run_dir, manifest, begun.inputs, dialect, stream, rows)
-            if manifest.ordered or rows is not None:
-                _run_loop(worker)
-            else:
-                with Follower(run_dir, manifest, output):
-                    _run_loop(worker)
-        result = finish_run(run_dir, manifest, output, batch.max_error_rate)
+            worker = Worker(
+                *(backend, batch, run_dir, manifest, begun.inputs, dialect, stream, rows),
+                is_needed=lambda: follower is not None and follower.is_writing,
+            )
+            with follower or contextlib.nullcontext():
+                if not _run_loop(worker):
+                    return None
+        result = finish_run(run_dir, manifest, output, batch)
+        if result is None:
+            return None
     progress.print_summary(result, shown or str(output), stream)
     return result
 
 
-def _run_loop(worker: Worker) -> None:
+def _run_loop(worker: Worker) -> bool:
     """uvloop does in C what a row costs of an event loop; Windows has none."""
     try:
         import uvloop
     except ImportError:
-        start: Callable[[Coroutine[Any, Any, None]], None] = asyncio.run
+        start: Callable[[Coroutine[Any, Any, bool]], bool] = asyncio.run
     else:
         start = uvloop.run
     thresholds = gc.get_threshold()
     # Rows leave no cycles behind; looking for them after every 700 objects costs a sixth of all.
     gc.set_threshold(100_000, 50, 50)
     try:
-        start(worker.run())
+        return start(worker.run())
     finally:
         gc.set_threshold(*thresholds)

@@ -17,8 +17,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcserve.batch.durable import fsync_folder, storage, temporary_name
-from hpcserve.errors import InputError
+from hpcserve.batch.durable import fsync_folder, storage, temporaries_of, temporary_name
+from hpcserve.errors import InputError, RunCancelledError
 
 SUFFIX = ".hpcserve"
 
@@ -58,7 +58,14 @@ class RunDir:
             except FileNotFoundError:
                 return
             fsync_folder(self.path.parent)
-            shutil.rmtree(gone)
+            for one in temporaries_of(self.path):  # also of one who was killed at this
+                shutil.rmtree(one, ignore_errors=one != gone)
+
+    @property
+    def output(self) -> Path:
+        """Beside it; with its absolute path."""
+        whole = self.path.absolute()
+        return whole.with_name(whole.name.removesuffix(SUFFIX))
 
     @property
     def manifest(self) -> Path:
@@ -113,6 +120,17 @@ class RunDir:
         """Numbers of the shards that are finished. Raises IncompleteRunError."""
         with storage(self.shards, "read"):
             return numbers_in(self.shards)
+
+
+def refuse_cancelled(run_dir: RunDir) -> None:
+    """Raise RunCancelledError where somebody told the run to stop; IncompleteRunError where the
+    disk does not say."""
+    with storage(run_dir.cancelled, "read"):
+        is_cancelled = run_dir.cancelled.exists()
+    if is_cancelled:
+        raise RunCancelledError(
+            f"the run was cancelled; `hpcserve batch resume {run_dir.path}` goes on"
+        )
 
 
 def numbers_in(folder: Path) -> set[int]:

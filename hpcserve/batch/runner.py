@@ -80,7 +80,8 @@ class BatchRunner:
         self._deadline = deadline
         self._max_rows_in_flight = max_rows_in_flight
         self._stream = stream
-        self._encoder = msgspec.json.Encoder()
+        # Kept columns may hold what JSON has no word for.
+        self._encoder = msgspec.json.Encoder(enc_hook=str)
         self._incoming: list[BatchRow] = []
         self._queue: deque[BatchRow] = deque()
         self._latencies: deque[float] = deque(maxlen=1000)

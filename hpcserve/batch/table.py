@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from hpcserve.batch.durable import of_the_disk
 from hpcserve.batch.files import unreadable
 from hpcserve.batch.formats.base import BatchReader, MalformedRowError, RawRow, Scanned, Span
+from hpcserve.errors import InputError
 
 #: What is read of a table at a time.
 BATCH_ROWS = 2048
@@ -40,14 +43,18 @@ class TableReader(BatchReader):
         """pyarrow.Schema. Raises InputError."""
 
     def scan(self, span_rows: int) -> Iterator[Scanned]:
+        twice = [name for name, count in Counter(self.schema.names).items() if count > 1]
+        if twice:
+            raise InputError(f"the input {self.path} has the column {twice[0]!r} more than once")
         first = 0
         for part, num_rows in self.parts():
-            ids = self._ids(part, num_rows)
+            ids = self._ids(part)
             for start in range(0, num_rows, span_rows):
                 count = min(span_rows, num_rows - start)
                 lines = range(first + start + 1, first + start + count + 1)
                 span = Span(first + start, count, [*part, start])
-                yield Scanned(span, ids[start : start + count], lines)
+                found = list(itertools.islice(ids, count))
+                yield Scanned(span, found + [None] * (count - len(found)), lines)
             first += num_rows
 
     def rows(self, span: Span) -> Iterator[RawRow]:
@@ -79,7 +86,7 @@ class TableReader(BatchReader):
         if isinstance(row.payload, MalformedRowError):
             raise row.payload
         piece, place = row.payload
-        record: Mapping[str, Any] = piece.records()[place]
+        record: Mapping[str, Any] = piece.record(place)
         return record
 
     def table_of(self, span: Span) -> Iterator[Any]:
@@ -100,21 +107,34 @@ class TableReader(BatchReader):
         cursor.skip_to(start)
         return cursor
 
-    def _ids(self, part: list[int], num_rows: int) -> list[Any]:
+    def _ids(self, part: list[int]) -> Iterator[Any]:
+        """A part's names of rows, a batch at a time; they end where the part cannot be read."""
         names = [name for name in self.id_columns if name in self.schema.names]
         if not names:
-            return [None] * num_rows
-        ids: list[Any] = []
+            return
         try:
             for batch in self.batches(part, names):
-                columns = [batch.column(name).to_pylist() for name in names]
-                ids += [
-                    next((value for value in values if value is not None), None)
-                    for values in zip(*columns, strict=True)
-                ]
+                columns = [_values(batch.column(name)) for name in names]
+                for values in zip(*columns, strict=True):
+                    yield next((value for value in values if value is not None), None)
         except _broken() as error:
             self._refuse(error)  # else those rows become errors when they are read
-        return (ids + [None] * num_rows)[:num_rows]
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's values; None for one that Python has no value for: its row fails for itself."""
+    try:
+        found: list[Any] = column.to_pylist()
+    except ValueError:
+        found = [_value(one, None) for one in column]
+    return found
+
+
+def _value(scalar: Any, otherwise: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except ValueError:
+        return otherwise
 
 
 class _Piece:
@@ -123,14 +143,32 @@ class _Piece:
 
     def __init__(self, batch: Any) -> None:
         self._batch = batch
-        self._records: list[dict[str, Any]] | None = None
+        self._records: list[dict[str, Any] | MalformedRowError] | None = None
         self.num_rows: int = batch.num_rows
         self.row_bytes: int = batch.nbytes // max(1, batch.num_rows)
 
-    def records(self) -> list[dict[str, Any]]:
+    def record(self, place: int) -> dict[str, Any]:
+        """Raises MalformedRowError."""
         if self._records is None:
-            self._records = self._batch.to_pylist()
-        return self._records
+            try:
+                self._records = self._batch.to_pylist()
+            except ValueError:  # one bad value must not fail the rows beside it
+                self._records = [self._one_by_one(row) for row in range(self.num_rows)]
+        found = self._records[place]
+        if isinstance(found, MalformedRowError):
+            raise found
+        return found
+
+    def _one_by_one(self, row: int) -> dict[str, Any] | MalformedRowError:
+        record = {}
+        for name, column in zip(self._batch.schema.names, self._batch.columns, strict=True):
+            try:
+                record[name] = column[row].as_py()
+            except UnicodeDecodeError:
+                return MalformedRowError("invalid_utf8", f"the column {name!r} is no UTF-8")
+            except ValueError:  # nanoseconds, where the library for them is not there
+                record[name] = _as_text(column[row])
+        return record
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Arrow's own pickling of a slice would take the whole batch along.
@@ -138,6 +176,15 @@ class _Piece:
             self._batch.schema.serialize().to_pybytes(),
             self._batch.serialize().to_pybytes(),
         )
+
+
+def _as_text(scalar: Any) -> str:
+    import pyarrow as pa
+
+    try:
+        return str(scalar.cast(pa.string()).as_py())
+    except pa.ArrowException:
+        return str(scalar.type)
 
 
 def _unpickled(schema: bytes, batch: bytes) -> _Piece:

@@ -12,17 +12,18 @@ from hpcserve.batch import manifest as manifests
 from hpcserve.batch.durable import fsync_folder, replace_file, storage, temporary_name, write_file
 from hpcserve.batch.lease import Claims, Owner
 from hpcserve.batch.manifest import Manifest
-from hpcserve.batch.merge import write_output
+from hpcserve.batch.merge import refuse_inputs, undamaged, write_output
 from hpcserve.batch.run_dir import RunDir
-from hpcserve.errors import ConfigError, InputError
+from hpcserve.errors import ConfigError, InputError, OutputError
 
 
 def manifest_of(run_dir: RunDir) -> Manifest:
-    """Raises InputError where there is none."""
+    """With its files where they are now, if its folder was moved. Raises InputError where there is
+    none."""
     found = manifests.load(run_dir.manifest)
     if found is None:
         raise InputError(f"there is no batch run in {run_dir.path}")
-    return found
+    return manifests.moved(found, run_dir.output)
 
 
 def command_of(path: Path) -> tuple[str, list[str]]:
@@ -30,6 +31,11 @@ def command_of(path: Path) -> tuple[str, list[str]]:
     manifest = manifest_of(RunDir(path))
     if not manifest.argv:
         raise ConfigError(f"the run {path} was not begun by `hpcserve batch`; call run_batch again")
+    if not Path(manifest.cwd).is_dir():
+        raise ConfigError(
+            f"the run {path} was begun in {manifest.cwd}, which is gone; give the first command "
+            "once more, where its files are now"
+        )
     argv = [word for word in manifest.argv if word not in ("--fresh", "--overwrite")]
     return manifest.cwd, argv
 
@@ -50,6 +56,11 @@ def merge_run(run_dir: RunDir, output: str | None, *, partial: bool) -> tuple[Pa
     """Write the output; returns where, and how many rows are in it."""
     manifest = manifest_of(run_dir)
     where = Path(output or manifest.output)
+    if partial and output is None and len(run_dir.committed()) < len(manifest.shards):
+        raise OutputError(
+            f"rows are missing, and {where} is the name of the whole output; say another with -o"
+        )
+    refuse_inputs(manifest.input_files(), where, manifest.errors)
     return where, write_output(run_dir, manifest, where, partial=partial)
 
 
@@ -74,7 +85,8 @@ def forget_failures(run_dir: RunDir) -> int:
 
 def _reopen(run_dir: RunDir, manifest: Manifest, number: int, owner: str) -> int:
     path = run_dir.shard(number)
-    found = list(journal.committed(path, manifest.run_id_bytes, number))
+    with undamaged(path):
+        found = list(journal.committed(path, manifest.run_id_bytes, number))
     kept = [record for record in found if record.status == journal.OK]
     num_failed = len(found) - 1 - len(kept)
     if num_failed:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from hpcserve.batch.deadline import Deadline
 from hpcserve.batch.engine import RowEngine
 from hpcserve.batch.ledger import Ledger
-from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.run_dir import RunDir, refuse_cancelled
 from hpcserve.batch.runner import BatchRunner, hung
-from hpcserve.errors import EngineError, IncompleteRunError, RunCancelledError
+from hpcserve.errors import EngineDeadError, EngineError, IncompleteRunError
 from hpcserve.log import get_logger
 
 log = get_logger(__name__)
@@ -22,6 +22,10 @@ log = get_logger(__name__)
 _TICK_S = 0.1
 _SYNC_S = 1.0
 _STATUS_S = 2.0
+#: Share of the time for a stall after which the engine is asked.
+_ASK_AFTER = 0.25
+#: That the engine gets to say how far it is; syncs and the end of the time wait for it.
+_ASK_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Watch:
                 if now >= next_sync:
                     next_sync = now + _SYNC_S
                     await self._ledger.sync()
-                    self._check_cancelled()
+                    refuse_cancelled(self._run_dir)
                     self._check_rows()
                 if now >= next_status:
                     next_status = now + _STATUS_S
@@ -84,7 +88,7 @@ class Watch:
                     await self._check_steps(engine)
                 self._check_time()
                 await asyncio.sleep(_TICK_S)
-        except (IncompleteRunError, RunCancelledError, EngineError) as error:
+        except Exception as error:  # noqa: BLE001 - raised where the run waits; nobody awaits this
             self._runner.fail(error)
 
     def _check_time(self) -> None:
@@ -107,12 +111,6 @@ class Watch:
         self._drain_until = time.monotonic() + drain_s
         self._runner.close_admission()
 
-    def _check_cancelled(self) -> None:
-        if self._run_dir.cancelled.exists():
-            raise RunCancelledError(
-                f"the run was cancelled; `hpcserve batch resume {self._run_dir.path}` goes on"
-            )
-
     def _check_rows(self) -> None:
         limit_s = self._limits.row_timeout_s
         if limit_s is None:
@@ -126,9 +124,16 @@ class Watch:
         """An engine that holds rows must make steps; asked only when no row has finished lately."""
         now = time.monotonic()
         quiet_s = now - max(self._runner.last_finish_s, self._steps[1])
-        if not self._runner.in_flight or quiet_s < self._limits.stall_s / 4:
+        if not self._runner.in_flight or quiet_s < self._limits.stall_s * _ASK_AFTER:
             return
-        num_steps = await engine.num_steps()
+        try:
+            num_steps = await asyncio.wait_for(engine.num_steps(), _ASK_S)
+        except EngineDeadError:
+            raise
+        except (EngineError, asyncio.TimeoutError) as error:
+            # Busy with one long step, or starting a replica again: silence is no death by itself.
+            log.debug("the engine does not say how many steps it made: %r", error)
+            num_steps = self._steps[0]
         if num_steps != self._steps[0]:
             self._steps = (num_steps, now)
         elif quiet_s >= self._limits.stall_s:

@@ -7,14 +7,15 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from hpcserve.batch import progress
 from hpcserve.batch.deadline import Deadline
 from hpcserve.batch.durable import storage
 from hpcserve.batch.energy import EnergyMeter
 from hpcserve.batch.engine import Backend, RowEngine
+from hpcserve.batch.idle import IdleWatch, idle_timeout_s
 from hpcserve.batch.inputs import InputFile
 from hpcserve.batch.lease import Claims, Owner
 from hpcserve.batch.ledger import Ledger, OpenShard
@@ -26,9 +27,9 @@ from hpcserve.batch.report import BatchReport
 from hpcserve.batch.row import RowDialect
 from hpcserve.batch.row_maker import MakerRecipe, RowMaker
 from hpcserve.batch.row_stream import RowStream
-from hpcserve.batch.run_dir import RunDir
+from hpcserve.batch.run_dir import RunDir, refuse_cancelled
 from hpcserve.batch.runner import BatchRunner
-from hpcserve.batch.scan import stat_of
+from hpcserve.batch.scan import sha256_of, stat_of
 from hpcserve.batch.watch import Limits, Watch
 from hpcserve.batch.worker_status import WorkerFile, read_all, runs_without_progress
 from hpcserve.config.batch import BatchConfig
@@ -38,12 +39,14 @@ from hpcserve.errors import (
     IncompleteRunError,
     InputError,
     NoProgressError,
+    RunCancelledError,
 )
 from hpcserve.log import get_logger
 
 log = get_logger(__name__)
 
 _POLL_S = 0.5
+_BEAT_S = 5.0
 #: Deaths of engines that answered no row in between: then it is not the rows' fault.
 _MAX_DEATHS = 25
 _MAX_GUILTY = 3
@@ -53,7 +56,8 @@ _MAX_RUNS_WITHOUT_PROGRESS = 3
 class Worker:
     """`run` returns when every row of the run is finished, by this worker or others.
 
-    stream: for people.  rows: where finished rows go at once, beside the ledger.
+    stream: for people.  rows: where finished rows go at once, beside the ledger.  is_needed: says
+    that this process has more to do than rows, and must not end before the run does.
     """
 
     def __init__(
@@ -66,8 +70,11 @@ class Worker:
         dialect: RowDialect,
         stream: TextIO,
         rows: RowStream | None = None,
+        is_needed: Callable[[], bool] = lambda: False,
     ) -> None:
         self._rows = rows
+        self._is_needed = is_needed
+        self._has_left = False
         self._backend = backend
         self._batch = batch
         self._dir = run_dir
@@ -76,23 +83,30 @@ class Worker:
         self._dialect = dialect
         self._stream = stream
         self._readers = [one.reader(manifest.id_column) for one in inputs]
+        self._stats = [stat_of(one.path) for one in inputs]
         self._owner = Owner.here()
         self._deadline = Deadline(batch.deadline, batch.deadline_margin_s)
         self._caught: list[signal.Signals] = []
         self._watch: Watch | None = None
         self._runner: BatchRunner | None = None
         self._num_deaths = 0
+        self._is_starting = True
+        self._told: Exception | None = None
         self._foreign: set[int] = run_dir.committed()
         self._rows_before = sum(manifest.shards[n].span.num_rows for n in self._foreign)
         self.report = BatchReport(num_total=manifest.num_rows, num_before=self._rows_before)
         self._energy = EnergyMeter(backend.num_gpus)
         self._file = WorkerFile(run_dir, self._owner, self.report, self._energy, backend)
 
-    async def run(self) -> None:
-        """Raises IncompleteRunError, RunCancelledError, RowsFailedError, InputError, ..."""
+    async def run(self) -> bool:
+        """False where others finish the run: nothing was left to take, for long (`idle`).
+
+        Raises IncompleteRunError, RunCancelledError, RowsFailedError, InputError, ...
+        """
         names = [one.path.rsplit("/", 1)[-1] for one in self._manifest.scan.files]
         with storage(self._dir.path):
             self._claims = Claims(self._dir, self._manifest, self._owner)
+            self._idle = IdleWatch(self._claims, idle_timeout_s(self._batch))
             self._file.publish()
         self._ledger = Ledger(self._dir, self._manifest, self._owner.name, self._claims.release)
         records = OutputRecords(names)
@@ -105,11 +119,14 @@ class Worker:
             as_bar=self._stream.isatty() and not (self._rows and sys.stdout.isatty()),
         )
         try:
-            with shown, self._signals():
-                while not self._claims.all_committed():
+            with shown, self._signals(), self._signs_of_life():
+                while not (self._claims.all_committed() or self._has_left):
                     await self._engine_after_engine(records)
                     self._check_nothing_left_over()
+                return not self._has_left
         except asyncio.CancelledError:
+            if self._told is not None:
+                raise self._told from None
             if not self._caught:
                 raise
             raise self._stopped() from None
@@ -170,7 +187,9 @@ class Worker:
         try:
             while True:
                 try:
+                    self._is_starting = True
                     async with self._backend.open() as engine:
+                        self._is_starting = False
                         self._file.engine_is_up()
                         if preparation is None:
                             preparation = self._preparation(engine)
@@ -271,15 +290,32 @@ class Worker:
             if claim is None:
                 if self._claims.all_committed() or self._claims.only_mine_left():
                     raise StopIteration
+                self._has_left = self._may_leave()
+                if self._has_left:
+                    raise StopIteration
                 return None
-        facts = self._manifest.scan.files[claim.shard.file]
-        path = self._inputs[claim.shard.file].path
-        if stat_of(path)[0] != facts.size:
-            raise InputError(f"{path} has changed since the run began: its size is another")
+            self._idle.end()
+        self._check_unchanged(claim.shard.file)
         shard = self._ledger.open(claim)
         self.report.num_recovered += shard.span.num_rows - shard.num_left
         self._count_before()
         return shard
+
+    def _may_leave(self) -> bool:
+        if self._claims.has_shards or self._is_needed():
+            return False
+        return self._idle.is_over()
+
+    def _check_unchanged(self, number: int) -> None:
+        """Raises InputError where a file is not what it was. A span of text has a checksum too;
+        rows of tables have none."""
+        path = self._inputs[number].path
+        now = stat_of(path)
+        if now == self._stats[number]:
+            return
+        if sha256_of(path) != self._manifest.scan.files[number].sha256:
+            raise InputError(f"{path} has changed since the run began")
+        self._stats[number] = now  # touched, or copied over itself
 
     def _count_before(self) -> None:
         self.report.num_before = self._rows_before + self.report.num_recovered
@@ -298,6 +334,30 @@ class Worker:
     # ------------------------------------------------------------ signals
 
     @contextlib.contextmanager
+    def _signs_of_life(self) -> Iterator[None]:
+        """While an engine starts, which takes minutes, nobody else gives any, or looks whether the
+        run is cancelled."""
+        beating = asyncio.create_task(self._beat(asyncio.current_task()))
+        try:
+            yield
+        finally:
+            beating.cancel()
+
+    async def _beat(self, task: asyncio.Task[Any] | None) -> None:
+        while True:
+            await asyncio.sleep(_BEAT_S)
+            if not self._is_starting:
+                continue
+            self._file.publish()
+            try:
+                refuse_cancelled(self._dir)
+            except (RunCancelledError, IncompleteRunError) as error:
+                self._told = error
+                if task is not None:
+                    task.cancel()
+                return
+
+    @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """SIGTERM and the early warnings let rows in flight finish; Ctrl-C does not wait."""
         task = asyncio.current_task()
@@ -308,8 +368,8 @@ class Worker:
 
         def stop(which: signal.Signals) -> None:
             self._caught.append(which)
-            if self._watch is None or which is signal.SIGINT:
-                task.cancel()
+            if self._watch is None or self._is_starting or which is signal.SIGINT:
+                task.cancel()  # nothing is in flight that could be waited for
             else:
                 self._watch.stop(which)
 

@@ -33,6 +33,7 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     host: str
     pid: int
     job_id: str
+    pids: str = ""
     started_s: float
     updated_s: float
     ended: bool = False
@@ -86,6 +87,7 @@ class WorkerFile:
             host=owner.host,
             pid=owner.pid,
             job_id=owner.job_id,
+            pids=owner.pids,
             started_s=now,
             updated_s=now,
         )
@@ -154,12 +156,25 @@ def read_all(run_dir: RunDir) -> list[WorkerStatus]:
 
 
 def runs_without_progress(run_dir: RunDir, owner: Owner) -> int:
-    """How many of the latest workers before this one finished no row, in a row."""
+    """How many times, one after the other, the run was worked on in vain before this worker began.
+
+    Workers side by side are one time: while one of them finishes rows, those that wait for an
+    engine or for a shard prove nothing.
+    """
+    workers = read_all(run_dir)
+    since = next((one.started_s for one in workers if one.name == owner.name), time.time())
+    others = [one for one in workers if one.name != owner.name]
+
+    def someone_worked() -> bool:
+        return any(one.num_rows and one.updated_s > since for one in others)
+
     count = 0
-    for one in reversed([one for one in read_all(run_dir) if one.name != owner.name]):
-        if one.num_rows:
+    while not someone_worked():
+        earlier = [one for one in others if one.updated_s <= since and one.started_s < since]
+        if not earlier:
             break
-        count += 1
+        since = max(earlier, key=lambda one: one.updated_s).started_s
+        count += not someone_worked()
     return count
 
 

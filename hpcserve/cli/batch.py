@@ -124,6 +124,13 @@ def command(
                 other_workers(argv, batch, functools.partial(begin, elsewhere=False))
             )
         report = run_batch(backend(), batch, defaults, seed=seed, argv=argv)
+    if report is None:
+        click.echo(
+            "nothing is left to take: other workers finish the run, and one more stands by; this "
+            "one ends",
+            err=True,
+        )
+        return
     if report.num_failed and report.first_failure:
         line, message = report.first_failure
         click.secho(

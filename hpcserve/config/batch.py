@@ -103,6 +103,13 @@ class BatchConfig:
         "--jobs",
         help="workers that share the rows, each with an engine; on SLURM a job array of so many",
     )
+    idle_timeout_s: float | None = option(
+        None,
+        "--idle-timeout",
+        help="seconds without rows to take after which one of several workers ends, where others "
+        "finish the rest and one more stands by; 0: never; default: 120 with --jobs, else never",
+        metavar="SECONDS",
+    )
     shard_rows: int = option(2048, "--shard-rows", help="rows that are committed together")
     max_rows_in_flight: int | None = option(
         None,
@@ -135,8 +142,9 @@ class BatchConfig:
                 raise ConfigError(f"{name} is {value}; it must be above 0")
         if self.prepare_processes is not None and self.prepare_processes < 0:
             raise ConfigError(f"prepare_processes is {self.prepare_processes}; 0 is threads only")
-        for name in ("retries", "deadline_margin_s", "drain_s"):
-            if not getattr(self, name) >= 0:
+        for name in ("retries", "deadline_margin_s", "drain_s", "idle_timeout_s"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it cannot be negative")
         if self.prompt_template is not None and (self.prompt_column or self.messages_column):
             raise ConfigError("--template makes the prompt; leave out the column options")

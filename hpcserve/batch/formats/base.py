@@ -87,7 +87,8 @@ class BatchReader(ABC):
 
     @abstractmethod
     def rows(self, span: Span) -> Iterator[RawRow]:
-        """Raises InputError where the span cannot be read, or is no longer what was scanned."""
+        """Raises InputError where the span cannot be read, or is no longer what was scanned: before
+        the first row, so that none of a changed file is answered."""
 
     @abstractmethod
     def decode(self, row: RawRow) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from hpcserve.errors import InputError
 
 MAX_FIELD_BYTES = 64 << 20
 
-_BOM = "\ufeff"
+_BOM = b"\xef\xbb\xbf"
 
 
 class Reader(BatchReader):
@@ -67,13 +67,19 @@ class Reader(BatchReader):
         start, num_bytes, first_line = span.place
         self._source.seek(start)
         lines = _Lines(self._source, num_bytes, first_line - 1)
+        found = []
+        before = 0
         for line, fields in self._records(lines):
             if fields:
-                yield RawRow(line, 0, fields)
+                found.append(RawRow(line, lines.num_bytes - before, fields))
+            before = lines.num_bytes
         if lines.crc != span.crc:
             raise InputError(
                 f"{self.path} has changed since the run began: lines from {first_line:,} on differ"
             )
+        found.reverse()
+        while found:  # none is kept longer than it is wanted
+            yield found.pop()
 
     def decode(self, row: RawRow) -> Mapping[str, Any]:
         header, fields = self._header or [], row.payload
@@ -97,9 +103,20 @@ class Reader(BatchReader):
         lines = _Lines(self._source, None, 0)
         for _, fields in self._records(lines):
             if fields:
-                self._header = [fields[0].removeprefix(_BOM), *fields[1:]]
+                self._header = self._checked(fields)
                 return lines
         raise InputError(f"the input {self.path} has no header line")
+
+    def _checked(self, header: list[str]) -> list[str]:
+        """Raises InputError for names that could not be told apart, or are no text."""
+        try:
+            ",".join(header).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"the header line of {self.path} is no UTF-8") from None
+        twice = sorted({name for name in header if name and header.count(name) > 1})
+        if twice:
+            raise InputError(f"the header line of {self.path} has {twice[0]!r} more than once")
+        return header
 
     def _records(self, lines: _Lines) -> Iterator[tuple[int, list[str]]]:
         """First line and fields of each record; csv takes no more lines than it needs."""
@@ -136,5 +153,9 @@ class _Lines:
         self.number += 1
         self.num_bytes += length
         self.crc = zlib.crc32(line, self.crc)
+        if length > MAX_FIELD_BYTES + 1:
+            raise csv.Error(f"the line has {length:,} bytes; at most {MAX_FIELD_BYTES:,} are read")
+        if self.number == 1:
+            line = line.removeprefix(_BOM)
         # What is no UTF-8 is kept, and refused when its row is decoded.
         return line.decode(errors="surrogateescape") + "\n"

@@ -18,6 +18,9 @@ class Reader(TableReader):
     def __init__(self, path: Path, *, id_column: str | None = None) -> None:
         super().__init__(path, id_column=id_column)
         self._schema: Any = None
+        self._opened: Any = None
+        #: The file that is open, and the batch that it gives next.
+        self._place = (0, 0)
 
     @property
     def schema(self) -> Any:
@@ -27,19 +30,37 @@ class Reader(TableReader):
         return self._schema
 
     def parts(self) -> Iterator[tuple[list[int], int]]:
-        for number in range(len(self._files)):
-            with self._open(number) as reader:
-                for batch_number, batch in enumerate(reader):
-                    yield [number, batch_number], batch.num_rows
+        import pyarrow as pa
+
+        for number, path in enumerate(self._files):
+            try:
+                with self._open(number) as reader:
+                    for batch_number, batch in enumerate(reader):
+                        yield [number, batch_number], batch.num_rows
+            except (OSError, pa.ArrowException) as error:
+                raise unreadable(path, error) from error
 
     def batches(self, part: list[int], columns: Sequence[str] | None) -> Iterator[Any]:
-        file_number, wanted = part
-        with self._open(file_number) as reader:
-            # Those before it are mapped, not read.
-            for number, batch in enumerate(reader):
-                if number == wanted:
-                    yield batch if columns is None else batch.select(list(columns))
-                    return
+        number, wanted = part
+        batch = self._batch_at(number, wanted)
+        if batch is not None:
+            yield batch if columns is None else batch.select(list(columns))
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+        self._opened = None
+
+    def _batch_at(self, number: int, wanted: int) -> Any:
+        """Parts come in order mostly: the file is read on from where it was. None at its end."""
+        if self._opened is None or self._place[0] != number or self._place[1] > wanted:
+            self.close()
+            self._opened, self._place = self._open(number), (number, 0)
+        batch = None
+        while self._place[1] <= wanted:  # those before it are mapped, not read
+            self._place = (number, self._place[1] + 1)
+            batch = next(self._opened, None)
+        return batch
 
     @property
     def _files(self) -> list[Path]:

@@ -85,17 +85,21 @@ class Reader(BatchReader):
         start, num_bytes, first_line = span.place
         self._source.seek(start)
         crc = 0
+        found = []
         lines = lines_of(self._source, max_line_bytes=MAX_LINE_BYTES + 1, num_bytes=num_bytes)
         for number, (line, length) in enumerate(lines, start=first_line):
             crc = zlib.crc32(line, crc)
             if number == 1:
                 line = line.removeprefix(_BOM)
             if line and not line.isspace():
-                yield RawRow(number, length, line)
+                found.append(RawRow(number, length, line))
         if crc != span.crc:
             raise InputError(
                 f"{self.path} has changed since the run began: lines from {first_line:,} on differ"
             )
+        found.reverse()
+        while found:  # none is kept longer than it is wanted
+            yield found.pop()
 
     def decode(self, row: RawRow) -> Mapping[str, Any]:
         line: bytes = row.payload

@@ -9,6 +9,9 @@ from typing import Any
 from hpcserve.batch.files import unreadable
 from hpcserve.batch.table import BATCH_ROWS, TableReader
 
+#: Read at a time of each column.
+_BUFFER_BYTES = 1 << 20
+
 
 class Reader(TableReader):
     """A span's place: its row group, and its first row in that."""
@@ -38,7 +41,10 @@ class Reader(TableReader):
 
         if self._opened is None:
             try:
-                self._opened = pq.ParquetFile(self.path)
+                # In pieces: a row group may be as big as the file.
+                self._opened = pq.ParquetFile(
+                    self.path, buffer_size=_BUFFER_BYTES, pre_buffer=False
+                )
             except (OSError, pa.ArrowException) as error:
                 raise unreadable(self.path, error) from error
         return self._opened

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from hpcserve.batch import journal
+from hpcserve.batch.durable import of_the_disk
 from hpcserve.batch.journal import RowRecord
 from hpcserve.batch.manifest import Manifest
 from hpcserve.batch.table import TableReader
@@ -17,7 +18,9 @@ from hpcserve.batch.writers.base import RowWriter
 from hpcserve.errors import InputError
 
 _STATUS = {journal.OK: "ok", journal.FAILED: "error", journal.QUARANTINED: "quarantined"}
+#: A row group ends with the shard that brings it to so many rows, or bytes of answers.
 _GROUP_ROWS = 16_384
+_GROUP_BYTES = 32 << 20
 _OWN = ("id", "custom_id", "response", "error")
 
 
@@ -33,6 +36,7 @@ class Writer(RowWriter):
         self._kept = self._kept_fields()
         self._rows: list[dict[str, Any]] = []
         self._inputs: list[Any] = []
+        self._num_bytes = 0
         self._of_shard: list[int] = []
         self._shard: int | None = None
         self._stream = temporary.open("xb")
@@ -44,6 +48,7 @@ class Writer(RowWriter):
             self._shard = shard
         self._of_shard.append(record.row)
         self._rows.append(self._columns(record))
+        self._num_bytes += len(record.payload)
 
     def complete(self) -> None:
         self._end_shard()
@@ -53,8 +58,10 @@ class Writer(RowWriter):
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        self._writer.close()
-        self._stream.close()
+        try:
+            self._writer.close()
+        finally:
+            self._stream.close()
         for reader in self._readers:
             reader.close()
 
@@ -132,7 +139,7 @@ class Writer(RowWriter):
         if self._shard is not None and self._kept:
             self._inputs.append(self._input_of(self._shard).take(self._of_shard))
         self._of_shard = []
-        if len(self._rows) >= _GROUP_ROWS:
+        if len(self._rows) >= _GROUP_ROWS or self._num_bytes >= _GROUP_BYTES:
             self._write_group()
 
     def _input_of(self, number: int) -> Any:
@@ -144,7 +151,9 @@ class Writer(RowWriter):
         try:
             batches = list(self._readers[shard.file].table_of(shard.span))
             found = pa.Table.from_batches(batches).select(names)
-        except (OSError, pa.ArrowException):
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, OSError) and of_the_disk(error):
+                raise  # for now: when it can be read again, it is
             found = None
         if found is None or found.num_rows != shard.span.num_rows:
             nulls = [pa.nulls(shard.span.num_rows, field.type) for field in self._kept]
@@ -162,7 +171,7 @@ class Writer(RowWriter):
             columns = [*(kept.column(field.name) for field in self._kept), *table.columns]
             table = pa.table(columns, schema=self._schema())
         self._writer.write_table(table)
-        self._rows, self._inputs = [], []
+        self._rows, self._inputs, self._num_bytes = [], [], 0
 
 
 def _text(choice: dict[str, Any]) -> str | None:

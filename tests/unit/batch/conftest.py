@@ -121,6 +121,27 @@ def backend(engine: EchoEngine) -> EchoBackend:
     return EchoBackend(engine)
 
 
+class Clock:
+    """Time that goes by when a test says so, however slow the machine is."""
+
+    def __init__(self) -> None:
+        self.now_s = 1e9
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    time = monotonic
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of rows, their engine and the end of the run."""
+    clock = Clock()
+    for module in ("deadline", "runner", "watch"):
+        monkeypatch.setattr(f"hpcserve.batch.{module}.time", clock)
+    return clock
+
+
 Run = Callable[..., RunResult]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import pickle
@@ -16,6 +17,7 @@ from hpcserve.batch import client_engine
 from hpcserve.cli.main import main
 from hpcserve.config.generation import sampling_defaults
 from hpcserve.config.model import ModelConfig
+from hpcserve.errors import RequestError
 from hpcserve.fake_engine import write_byte_tokenizer
 from hpcserve.tokenizer.tokenizer import Tokenizer
 
@@ -211,3 +213,24 @@ def test_rows_get_the_models_sampling_where_they_do_not_say(model: Path) -> None
     prepared = preparer.prepare("/v1/completions", {"prompt": "a", "top_p": 0.75})
     params = prepared.payload.inputs[0].params
     assert (params.temperature, params.top_p) == (0.25, 0.75)
+
+
+def test_of_a_row_s_prompts_none_runs_on_when_one_has_failed() -> None:
+    aborted: list[str] = []
+
+    async def refused() -> Any:
+        raise RequestError("too long")
+
+    async def long() -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            aborted.append("long")
+
+    async def scenario() -> None:
+        with pytest.raises(RequestError):
+            await client_engine._together([long(), refused()])
+        await asyncio.sleep(0)
+        assert aborted == ["long"]
+
+    asyncio.run(scenario())

@@ -61,7 +61,7 @@ def test_the_window_bounds_tokens_beyond_the_rows_that_run() -> None:
 
     async def enter(*sizes: int) -> None:
         for size in sizes:
-            await asyncio.wait_for(window.enter(size), 1)
+            await asyncio.wait_for(window.enter(size), 60)
 
     async def scenario() -> None:
         await enter(90, 90)  # rows that run side by side always enter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
@@ -339,10 +340,18 @@ def test_a_queue_that_is_full_is_waited_for(tmp_path: Path, run: Run, engine: An
 
 
 def test_progress_and_summary_in_a_log(tmp_path: Path, run: Run, engine: Any) -> None:
-    engine.delay_s = 0.05
     rows = [_chat(n, "a b", model="gpt-4") for n in range(100)] + [b"no json"]
     source = _write(tmp_path / "in.jsonl", rows)
     log = io.StringIO()
+    answer = engine.answer
+
+    async def answered(request: Any) -> Any:
+        wanted = min(4, 1 + len(engine.answered) // 20)  # lines that come before this answer
+        while len(engine.answered) >= 20 and log.getvalue().count("batch: ") < wanted:
+            await asyncio.sleep(0.01)
+        return await answer(request)
+
+    engine.answer = answered
     run(source, tmp_path / "out.jsonl", stream=log, log_interval_s=0.05, max_rows_in_flight=8)
     lines = log.getvalue().splitlines()
     progress = [line for line in lines if line.startswith("batch: ")]

@@ -59,7 +59,7 @@ def test_rows_reach_a_pipe_while_the_run_goes_on(
     async def answered(request: Any) -> Any:
         number = int(request.payload[1][1])
         if number == 400:  # all before it are out by now, though the run is not over
-            until = time.monotonic() + 10
+            until = time.monotonic() + 60
             while len(lines) < (300 if unordered else 350) and time.monotonic() < until:
                 await asyncio.sleep(0.01)
             seen.append(len(lines))
@@ -96,11 +96,13 @@ class _Gone(io.RawIOBase):
 
     def __init__(self, error: type[OSError] | OSError) -> None:
         self._failure = error
+        self.was_asked = threading.Event()
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
+        self.was_asked.set()
         raise self._failure
 
 
@@ -116,10 +118,18 @@ def test_a_reader_that_goes_away_ends_the_run(
     error: OSError,
     raised: Any,
 ) -> None:
-    engine.delay_s = 0.005
-
     class Stdout:
         buffer = _Gone(error)
+
+    answer = engine.answer
+
+    async def answered(request: Any) -> Any:
+        while len(engine.answered) > 500 and not Stdout.buffer.was_asked.is_set():
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.005)
+        return await answer(request)
+
+    engine.answer = answered
 
     monkeypatch.setattr("sys.stdout", Stdout())
     monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
@@ -134,7 +144,7 @@ def test_a_reader_that_sleeps_holds_the_run_back_and_memory_stays_flat() -> None
 
     class Sleeper(io.BytesIO):
         def write(self, data: Any) -> int:
-            awake.wait(10)
+            awake.wait(60)
             return super().write(data)
 
     async def scenario() -> bytes:
@@ -152,7 +162,7 @@ def test_a_reader_that_sleeps_holds_the_run_back_and_memory_stays_flat() -> None
         await asyncio.sleep(0.05)
         assert not waiting.done()
         awake.set()
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 60)
         stream.close()
         return sink.getvalue()
 

@@ -77,6 +77,12 @@ def test_resume_is_the_first_command_from_where_it_was_given(
     assert batch("resume", str(tmp_path / "out.jsonl.hpcserve")).exit_code == 0
     assert (tmp_path / "out.jsonl").is_file()
     assert Path.cwd() == tmp_path / "elsewhere"
+    manifest = tmp_path / "out.jsonl.hpcserve" / "manifest.json"
+    found = json.loads(manifest.read_bytes())
+    manifest.write_text(json.dumps({**found, "cwd": str(tmp_path / "gone")}))
+    refused = batch("resume", str(tmp_path / "out.jsonl.hpcserve"))
+    assert refused.exit_code == 2
+    assert "which is gone; give the first command once more" in refused.stderr
 
 
 def test_a_misspelt_verb_is_no_input(batch: Batch) -> None:
@@ -100,8 +106,8 @@ def test_the_deadline_is_the_supervisor_s_then_slurm_s(tmp_path: Path) -> None:
         Deadline(3e9, 10.0, both).seconds_left(),
         Deadline(None, 10.0, {}).seconds_left(),
     ]
-    assert left[0] - left[1] == pytest.approx(1e9, abs=1.0)
-    assert left[1] - left[2] == pytest.approx(1e9, abs=1.0)
+    assert left[0] - left[1] == pytest.approx(1e9, abs=600.0)
+    assert left[1] - left[2] == pytest.approx(1e9, abs=600.0)
     assert left[3] == float("inf")
     assert Deadline(None, 10.0, both).admits(60.0)
 
@@ -188,8 +194,10 @@ def test_jobs_start_the_same_command_beside_this_one(
 
     with other_workers(words, config, begin) as mine:
         assert not mine.fresh
+        assert mine.idle_timeout_s == 0.0  # it waits for the others, so it may not leave
     assert begun == [0]  # once, and before anyone is started
     assert [command[-3:] for command, _ in started] == [["i", "-o", "out.jsonl"]] * 2
+    assert all(command[4:6] == ["--idle-timeout", "120"] for command, _ in started)
     assert [gpus for _, gpus in started] == ["5", "6"]
     pipe = BatchConfig(inputs=("-",))
     with pytest.raises(ConfigError, match="stdin"), other_workers([], pipe, begin):
@@ -198,3 +206,13 @@ def test_jobs_start_the_same_command_beside_this_one(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     with other_workers(words, config, lambda: False):
         assert started == []  # the run is complete
+
+
+def test_a_worker_that_leaves_the_rest_to_others_says_so(
+    tmp_path: Path, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "one"}\n')
+    monkeypatch.setattr("hpcserve.batch.run.run_batch", lambda *args, **kwargs: None)
+    result = batch("in.jsonl", "-o", "out.jsonl", "--model", "echo")
+    assert result.exit_code == 0
+    assert "other workers finish the run" in result.stderr
