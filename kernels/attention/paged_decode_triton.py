@@ -96,10 +96,10 @@ def _merge(
     out_ptr,
     first_at,
     parts,
+    most_parts,
     member,
     real,
     out_stride_h,
-    PARTS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -114,7 +114,7 @@ def _merge(
     acc = tl.zeros([BLOCK_H, DIM], tl.float32)
     for first in range(0, parts, BLOCK_P):
         part = first + tl.arange(0, BLOCK_P)
-        at = (first_at + member[None, :]) * PARTS + part[:, None]
+        at = (first_at + member[None, :]) * most_parts + part[:, None]
         mask = (part < parts)[:, None] & real[None, :]
         # .cg reads from L2, where the other programs' parts are.
         lse = tl.load(lse_ptr + at, mask=mask, other=-float("inf"), cache_modifier=".cg")
@@ -137,9 +137,10 @@ def _merge(
     tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=real[:, None])
 
 
-# Tables and lengths are slices whose alignment and width change from step to step: one variant.
+# Tables and lengths are slices whose alignment and width change from step to step, and so does how
+# many parts a row may have: one variant.
 @triton.jit(
-    do_not_specialize=["pages_stride"],
+    do_not_specialize=["pages_stride", "most_parts"],
     do_not_specialize_on_alignment=["page_table_ptr", "seq_lens_ptr"],
 )
 def _decode_kernel(
@@ -163,6 +164,7 @@ def _decode_kernel(
     token_stride,
     head_stride,
     pages_stride,
+    most_parts,
     out_stride_t,
     out_stride_h,
     fresh_k_stride_t,
@@ -183,7 +185,6 @@ def _decode_kernel(
     GROUP_BLOCKS: tl.constexpr,
     MERGED_HEADS: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    PARTS: tl.constexpr,
     MIN_SPLIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -246,7 +247,7 @@ def _decode_kernel(
             if parts == 1:
                 tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=real[:, None])
             else:
-                at = (row * heads + head) * PARTS + part
+                at = (row * heads + head) * most_parts + part
                 tl.store(part_ptr + at[:, None] * DIM + col[None, :], out, mask=real[:, None])
                 tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
         if parts > 1:
@@ -263,10 +264,10 @@ def _decode_kernel(
                     out_ptr + row * out_stride_t + first_head * out_stride_h,
                     row * heads + first_head,
                     parts,
+                    most_parts,
                     merged,
                     merged < group,
                     out_stride_h,
-                    PARTS,
                     DIM,
                     BLOCK_P,
                     MERGED_HEADS,
@@ -306,8 +307,7 @@ def paged_decode(
     if rows == 0:
         return out
     bound = page_table.shape[1] * page_size if max_seq_len is None else max_seq_len
-    # A power of two, so that few variants are compiled whatever bounds are passed.
-    parts = min(MAX_SPLITS, triton.next_power_of_2(max(1, triton.cdiv(bound, min_split))))
+    parts = min(MAX_SPLITS, max(1, triton.cdiv(bound, min_split)))
     block_n, warps, stages = tile or _tile(dim, q.element_size(), min_split)
     part_out = torch.empty((rows, heads, parts, dim), dtype=torch.float32, device=q.device)
     lse = torch.empty((rows, heads, parts), dtype=torch.float32, device=q.device)
@@ -340,6 +340,7 @@ def paged_decode(
         k_cache.stride(1),
         k_cache.stride(2),
         page_table.stride(0),
+        parts,
         out.stride(0),
         out.stride(1),
         new_k.stride(0),
@@ -359,8 +360,7 @@ def paged_decode(
         BLOCK_H=BLOCK_HEADS,
         GROUP_BLOCKS=group_blocks,
         MERGED_HEADS=merged_heads,
-        BLOCK_P=min(parts, max(1, MERGED_VALUES // (merged_heads * dim))),
-        PARTS=parts,
+        BLOCK_P=max(1, min(MAX_SPLITS, MERGED_VALUES // (merged_heads * dim))),
         MIN_SPLIT=min_split,
         num_warps=warps,
         num_stages=stages,
