@@ -12,15 +12,16 @@ from hpcserve.ipc.messages import Int32Array, NewRequest, SchedulerOutput
 from hpcserve.sampling_params import SamplingParams
 
 #: Tokens of steps that take other kernels or tiles than their neighbours: linears are tuned for
-#: every power of two up to 16, experts by the rows that each has.
-_SIZES = (1, 2, 4, 8, 16, 64, 256, 1024, 4096)
+#: every power of two up to 16, experts by the rows that each has, in steps of more than two.
+_SIZES = tuple(2**power for power in range(13))
 #: What rows may ask for that other kernels do: the likeliest token; a drawn one, of all or of some
-#: tokens; and all that changes or reports logits.
+#: tokens; both with what changes or reports logits.
 _PARAMS = (
     SamplingParams(temperature=0.0),
     SamplingParams(temperature=1.0),
     SamplingParams(top_p=0.9, top_k=50),
     SamplingParams(frequency_penalty=0.1, logit_bias={0: 1.0}, logprobs=1),
+    SamplingParams(temperature=0.0, logit_bias={0: 1.0}),
 )
 
 
@@ -70,7 +71,10 @@ def warm_up_steps(limits: StepLimits) -> Iterator[SchedulerOutput]:
     pages = [np.zeros(2, np.int32)] * 2
     computed, lengths = np.array([1, 0], np.int32), np.array([1, 2], np.int32)
     for params in _PARAMS:
-        yield _step(computed, lengths, pages, params, limits.vocab_size, num_decodes=1)
+        step = _step(computed, lengths, pages, params, limits.vocab_size, num_decodes=1)
+        # As a request grows: its slot's first page becomes page 0, which it is.
+        step.new_page_slots = step.new_page_indices = step.new_page_ids = np.zeros(1, np.int32)
+        yield step
 
 
 def _step(

@@ -94,9 +94,9 @@ def _merge(
     part_ptr,
     lse_ptr,
     out_ptr,
-    first_at,
+    first_head,
+    heads,
     parts,
-    most_parts,
     member,
     real,
     out_stride_h,
@@ -106,7 +106,7 @@ def _merge(
 ):
     """Weigh the parts of heads `member` by their log-sum-exp, in their order.
 
-    first_at: index of (row, first head of the group), in heads; out_ptr: that head's output.
+    part_ptr, lse_ptr: the row's, [parts, heads].  out_ptr: the output of first_head.
     """
     col = tl.arange(0, DIM)
     top = tl.full([BLOCK_H], -float("inf"), tl.float32)
@@ -114,7 +114,7 @@ def _merge(
     acc = tl.zeros([BLOCK_H, DIM], tl.float32)
     for first in range(0, parts, BLOCK_P):
         part = first + tl.arange(0, BLOCK_P)
-        at = (first_at + member[None, :]) * most_parts + part[:, None]
+        at = part[:, None] * heads + first_head + member[None, :]
         mask = (part < parts)[:, None] & real[None, :]
         # .cg reads from L2, where the other programs' parts are.
         lse = tl.load(lse_ptr + at, mask=mask, other=-float("inf"), cache_modifier=".cg")
@@ -247,9 +247,10 @@ def _decode_kernel(
             if parts == 1:
                 tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=real[:, None])
             else:
-                at = (row * heads + head) * most_parts + part
-                tl.store(part_ptr + at[:, None] * DIM + col[None, :], out, mask=real[:, None])
-                tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
+                at = (row * most_parts + part) * heads
+                inside = head[:, None] * DIM + col[None, :]
+                tl.store(part_ptr + at * DIM + inside, out, mask=real[:, None])
+                tl.store(lse_ptr + at + head, top + tl.log2(total), mask=real)
         if parts > 1:
             # All threads have stored before one of them publishes it to the other programs.
             tl.debug_barrier()
@@ -259,12 +260,12 @@ def _decode_kernel(
                 merged = first_member + tl.arange(0, MERGED_HEADS)
                 first_head = kv_head * group
                 _merge(
-                    part_ptr,
-                    lse_ptr,
+                    part_ptr + row * most_parts * heads * DIM,
+                    lse_ptr + row * most_parts * heads,
                     out_ptr + row * out_stride_t + first_head * out_stride_h,
-                    row * heads + first_head,
+                    first_head,
+                    heads,
                     parts,
-                    most_parts,
                     merged,
                     merged < group,
                     out_stride_h,
@@ -309,8 +310,8 @@ def paged_decode(
     bound = page_table.shape[1] * page_size if max_seq_len is None else max_seq_len
     parts = min(MAX_SPLITS, max(1, triton.cdiv(bound, min_split)))
     block_n, warps, stages = tile or _tile(dim, q.element_size(), min_split)
-    part_out = torch.empty((rows, heads, parts, dim), dtype=torch.float32, device=q.device)
-    lse = torch.empty((rows, heads, parts), dtype=torch.float32, device=q.device)
+    part_out = torch.empty((rows, parts, heads, dim), dtype=torch.float32, device=q.device)
+    lse = torch.empty((rows, parts, heads), dtype=torch.float32, device=q.device)
     group = heads // kv_heads
     group_blocks = triton.cdiv(group, BLOCK_HEADS)
     programs = rows * kv_heads * group_blocks

@@ -70,7 +70,7 @@ def _pair_kernel(
 # Slots and positions may be slices of any alignment, rows any number: one variant for all.
 @triton.jit(
     do_not_specialize=["rows", "out_stride"],
-    do_not_specialize_on_alignment=["slots_ptr", "positions_ptr", "out_ptr"],
+    do_not_specialize_on_alignment=["slots_ptr", "positions_ptr", "turn_ptr", "out_ptr"],
 )
 def _choose_kernel(
     pairs_ptr,

@@ -208,7 +208,7 @@ def test_warm_up_steps_run(folder, num_tokens, max_slots, page_size):
         rows = [0, 1] if step.new_requests[0].params.logprobs is not None else []
         assert sorted(output.logprobs or {}) == rows
     decodes = [step for step in steps if step.num_decodes]
-    assert len(decodes) == (4 if num_tokens > 2 and max_slots > 1 else 0)
+    assert len(decodes) == (5 if num_tokens > 2 and max_slots > 1 else 0)
     assert steps[0].num_scheduled.tolist() == [1]
 
 
