@@ -1,6 +1,6 @@
 """Walk a whole serving path without a GPU, and compile for sm_90 each kernel that it would launch.
 
-    python serve_for_hopper.py SHAPE TP [--rank R] [--graph-rows 256] [--fused] [--table]
+    python serve_for_hopper.py SHAPE TP [--rank R] [--graph-rows 256] [--fused] [--dtype float32]
 
 The model, its pool and its slots are tensors without memory; a launch compiles and does not run.
 First comes what a start does: the largest step, small steps of every kind, the decode graphs. Then
@@ -121,17 +121,15 @@ def runner_of(args, checkpoint, limits):
 
     comm = communicator(args.rank, args.tp, args.fused) if args.tp > 1 else None
     entry = registry.load("hpcserve.models", checkpoint.model_type).EntryClass
-    with default_dtype_and_device(torch.bfloat16, META):
+    dtype = getattr(torch, args.dtype)
+    with default_dtype_and_device(dtype, META):
         experts = ExpertParallel(slice_rank=args.rank, num_slices=args.tp, comm=comm)
         tp = TensorParallel(args.rank, args.tp, comm)
         model = entry(checkpoint, tp, limits.context_length, experts=experts).eval()
     heads = {"num_kv_heads": model.num_kv_heads, "head_dim": model.head_dim}
-    shape = {"num_layers": model.num_layers, "page_size": limits.page_size, **heads}
-    pool = MHAPool(num_pages=50_000, dtype=torch.bfloat16, device=META, **shape)
-    del shape["num_layers"]
-    backend = backend_class()(
-        num_heads=model.num_heads, scale=0.1, dtype=torch.bfloat16, **shape
-    )
+    shape = {"page_size": limits.page_size, "dtype": dtype, **heads}
+    pool = MHAPool(num_layers=model.num_layers, num_pages=50_000, device=META, **shape)
+    backend = backend_class()(num_heads=model.num_heads, scale=0.1, **shape)
     runner = ModelRunner(
         model=model,
         pool=pool,
@@ -143,7 +141,7 @@ def runner_of(args, checkpoint, limits):
         device=META,
         grammars=SimpleNamespace(),
         hidden_size=checkpoint.hidden_size,
-        dtype=torch.bfloat16,
+        dtype=dtype,
     )
     # Results would have to come to the host.
     runner.submit = runner._run
@@ -211,6 +209,7 @@ def main() -> None:
     parser.add_argument("--graph-rows", type=int, default=256)
     parser.add_argument("--tokens", type=int, default=8192, help="most of a step")
     parser.add_argument("--steps", type=int, default=40, help="while serving")
+    parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--fused", action="store_true")
     args = parser.parse_args()
     compile_for_hopper.compile_instead_of_launching()
