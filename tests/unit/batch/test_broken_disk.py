@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,8 +36,14 @@ class Disk:
         self._folder = str(folder)
         self._fails: tuple[str, int, int] | None = None
         self.calls: Counter[str] = Counter()
+        # Python 3.10's pathlib took these calls when it was imported.
+        bound = getattr(pathlib, "_NormalAccessor", None)
         for name in CALLS:
-            monkeypatch.setattr(os, name, self._wrapped(name, getattr(os, name)))
+            call = getattr(os, name)
+            watched = self._wrapped(name, call)
+            monkeypatch.setattr(os, name, watched)
+            if getattr(bound, name, None) is call:
+                monkeypatch.setattr(bound, name, staticmethod(watched))
 
     @contextmanager
     def failing(self, name: str, number: int, first: int) -> Iterator[None]:

@@ -13,7 +13,7 @@ class Stuck:
         self.released = threading.Event()
 
     def term(self):
-        self.released.wait(30)
+        self.released.wait(120)
 
 
 class Socket:
@@ -26,7 +26,7 @@ def test_an_end_that_does_not_come_is_not_waited_for(monkeypatch):
     context, socket = Stuck(), Socket()
     started = time.monotonic()
     closing.close_in_time(socket, context, linger_ms=50)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert socket.linger == 50
     context.released.set()
 
@@ -39,5 +39,5 @@ def test_the_last_message_leaves():
     push.send(b"last")
     closing.close_in_time(push, sending)
     assert sending.closed
-    assert pull.poll(5000) and pull.recv() == b"last"
+    assert pull.poll(30_000) and pull.recv() == b"last"
     closing.close_in_time(pull, receiving)

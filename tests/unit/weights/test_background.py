@@ -14,7 +14,7 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.worker import Worker
 from hpcserve.errors import ConfigError, WeightsError
 from hpcserve.testing import StepDriver, make_random_checkpoint
-from hpcserve.weights import loader
+from hpcserve.weights import background, loader
 
 
 @pytest.fixture(scope="module")
@@ -22,19 +22,27 @@ def made(tmp_path_factory) -> Path:
     return make_random_checkpoint(tmp_path_factory.mktemp("qwen3"), "qwen3")
 
 
-@pytest.fixture
-def slow(monkeypatch) -> list[str]:
-    """Every tensor takes its time. Gives the names of those that were read."""
-    tensors, names = loader._tensors, []
+class Held:
+    """Reading that stops after the third tensor until it may go on.  names: what was read."""
 
-    def slowly(file):
-        for name, tensor in tensors(file):
-            time.sleep(0.005)
-            names.append(name)
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+        self.names: list[str] = []
+        self._tensors = loader._tensors
+
+    def tensors(self, file):
+        for name, tensor in self._tensors(file):
+            if len(self.names) == 3 and _is_loading():
+                assert self.go_on.wait(30)
+            self.names.append(name)
             yield name, tensor
 
-    monkeypatch.setattr(loader, "_tensors", slowly)
-    return names
+
+@pytest.fixture
+def held(monkeypatch) -> Held:
+    held = Held()
+    monkeypatch.setattr(loader, "_tensors", held.tensors)
+    return held
 
 
 def _worker(folder: Path, **options) -> Worker:
@@ -46,14 +54,21 @@ def _is_reading() -> bool:
     return any(thread.name == "weights" for thread in threading.enumerate())
 
 
-@pytest.mark.usefixtures("slow")
-def test_weights_are_the_same_whether_or_not_the_rest_waits_for_them(made, monkeypatch):
+def _is_loading() -> bool:
+    """Whether the thread that asks is the one that reads while the rest is prepared."""
+    return threading.current_thread().name == "weights"
+
+
+def test_weights_are_the_same_whether_or_not_the_rest_waits_for_them(made, held, monkeypatch):
     reading = []
     prepare = Worker._prepare
 
     def watched(self, model):
         reading.append(_is_reading())
-        return prepare(self, model)
+        try:
+            return prepare(self, model)
+        finally:
+            held.go_on.set()
 
     monkeypatch.setattr(Worker, "_prepare", watched)
     workers = [_worker(made, overlap_loading=overlap) for overlap in (True, False)]
@@ -80,17 +95,21 @@ def test_a_file_that_cannot_be_read_ends_the_start(made, tmp_path, overlap):
         _worker(tmp_path, overlap_loading=overlap)
 
 
-def test_a_start_that_fails_elsewhere_reads_no_further(made, slow, monkeypatch):
+def test_a_start_that_fails_elsewhere_reads_no_further(made, held, monkeypatch):
+    def observed(model, files, *, stop):
+        held.go_on = stop  # what is held goes on when it is told to stop
+        loader.load_weights(model, files, stop=stop)
+
     def fail(self, model):
         raise ConfigError("no room for the pool")
 
+    monkeypatch.setattr(background, "load_weights", observed)
     monkeypatch.setattr(Worker, "_prepare", fail)
     with pytest.raises(ConfigError, match="no room"):
         _worker(made)
     assert not _is_reading()
-    num_read = len(slow)
-    every = [name for name, _ in loader._tensors(made / "model.safetensors")]
-    assert num_read < len(every) / 2
+    assert held.go_on.is_set()
+    assert len(held.names) <= 4
 
 
 def test_a_second_error_is_told_as_well(made, tmp_path, monkeypatch, caplog):
