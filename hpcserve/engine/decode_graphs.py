@@ -138,13 +138,16 @@ class DecodeGraphs:
         self._graphs: dict[tuple[int, int], _Captured] = {}
         self._recorder = make_recorder(batch.device)
         self._turn = 0
+        # Of the largest graph; the others write to its first rows. Each its own would be gigabytes.
+        self._logits: torch.Tensor | None = None
 
     @property
     def max_rows(self) -> int:
         return self._sizes[-1]
 
     def capture_all(self) -> None:
-        """Capture every size, largest first, so that the smaller ones fit in its memory."""
+        """Capture every size, largest first, so that the smaller ones fit in its memory, and their
+        logits in its logits."""
         for size in reversed(self._sizes):
             for variant in range(self._backend.graph_variants(size)):
                 self._capture(size, variant)
@@ -230,7 +233,11 @@ class DecodeGraphs:
         hidden = self._model(input_ids, positions, ctx, input_embeds=embeds)
         if not self._makes_logits:
             return ForwardOutputs(hidden, None, seq_lens)
-        logits = self._model.logit_shard(hidden)
+        logits = self._model.logit_shard(
+            hidden, None if self._logits is None else self._logits[:size]
+        )
+        if self._logits is None:
+            self._logits = logits.logits
         places = (batch.token_buffer, slots, seq_lens, token_ids, turn)
         if logits.is_whole:
             store_argmax(logits.logits, *places)

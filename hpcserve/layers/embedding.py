@@ -100,6 +100,7 @@ class ParallelLMHead(VocabShardedWeight):
         if tied_to is not None:
             self.weight = tied_to.weight
 
-    def forward(self, hidden: torch.Tensor) -> LogitShard:
-        logits = linear(hidden, self.weight)
+    def forward(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> LogitShard:
+        """out: memory for the logits, [num_rows, local size]."""
+        logits = linear(hidden, self.weight, out=out)
         return LogitShard(logits, self.first_row, self.vocab_size, self.tp)

@@ -72,8 +72,8 @@ class CausalLM(nn.Module, ABC):
         stream between two layers."""
 
     @abstractmethod
-    def logit_shard(self, hidden: torch.Tensor) -> LogitShard:
-        """[num_rows, hidden_size] -> this rank's part of the logits."""
+    def logit_shard(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> LogitShard:
+        """[num_rows, hidden_size] -> this rank's part of the logits.  out: contiguous memory."""
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size], whole on every rank."""

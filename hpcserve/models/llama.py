@@ -321,9 +321,9 @@ class LlamaForCausalLM(CausalLM):
         out: torch.Tensor = self.model(hidden, positions, ctx)
         return out
 
-    def logit_shard(self, hidden: torch.Tensor) -> LogitShard:
+    def logit_shard(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> LogitShard:
         assert self.lm_head is not None, "only the last stage makes logits"
-        shard: LogitShard = self.lm_head(hidden)
+        shard: LogitShard = self.lm_head(hidden, out)
         return shard
 
 
