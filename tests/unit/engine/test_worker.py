@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from hpcserve.attention.torch_sdpa import TorchSDPABackend
 from hpcserve.config.engine import EngineConfig
+from hpcserve.engine import decode_graphs, worker
 from hpcserve.engine.attention_choice import choose_attention
 from hpcserve.engine.executor_inproc import InprocExecutor
 from hpcserve.engine.pool_size import pages_on_gpu
@@ -235,3 +239,47 @@ def test_profile_counts_the_peak_and_the_slots(folder, monkeypatch):
     worker = _executor(folder, chunked_prefill_size=64, page_size=16)._worker
     found = worker._profile(worker.runner.model, worker.runner.backend)
     assert found == 700 + worker.runner.batch.num_bytes
+
+
+def test_start_as_on_a_gpu(tmp_path, monkeypatch):
+    """Profile, warm-up and captures while the weights are read: nothing of it stays behind."""
+    checkpoint = make_random_checkpoint(tmp_path, "qwen3_moe")
+    prompts = [[5, 6, 7], [9, 3, 4, 1, 8], [11]]
+    expected = StepDriver(_executor(checkpoint)._worker.runner).generate(prompts, 6)
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: 0)
+    monkeypatch.setenv("HPCSERVE_EXPERT_HITS_FILE", str(tmp_path / "hits.json"))
+    num_pages, captured = worker.Worker._num_pages, []
+
+    def profile_too(self, model, backend):
+        self._profile(model, backend)
+        return num_pages(self, model, backend)
+
+    class Recorder:
+        def __init__(self, device):
+            pass
+
+        def capture(self, run):
+            captured.append(run())
+            return run(), run
+
+    monkeypatch.setattr(worker.Worker, "_num_pages", profile_too)
+    monkeypatch.setattr(worker, "captures_on", lambda device: True)
+    monkeypatch.setattr(decode_graphs, "make_recorder", Recorder)
+    caps = dataclasses.replace(TorchSDPABackend.caps, cuda_graph=True)
+    monkeypatch.setattr(TorchSDPABackend, "caps", caps)
+
+    def plan_for_capture(backend, meta, variant=0):
+        lengths = np.maximum(meta.seq_lens.numpy().astype(np.int32), 1)
+        ones = np.ones_like(lengths)
+        backend.plan(dataclasses.replace(meta, host_seq_lens=lengths, host_query_lens=ones))
+
+    monkeypatch.setattr(TorchSDPABackend, "capture_plan", plan_for_capture)
+    monkeypatch.setattr(TorchSDPABackend, "replay_plan", lambda *_: None)
+    executor = _executor(checkpoint, chunked_prefill_size=64)
+    assert len(captured) == 4  # one for each number of rows
+    assert not executor._worker._hits.means()
+    assert StepDriver(executor._worker.runner).generate(prompts, 6) == expected
+    assert executor._worker._hits.means()
