@@ -183,6 +183,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=29533)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.device == "cuda" and (seen := torch.cuda.device_count()) < args.gpus:
+        print(f"error: torch sees {seen} GPUs, not {args.gpus}; see --help", file=sys.stderr)
+        return 2
     try:
         mp.start_processes(rank_main, (args,), nprocs=args.gpus)
     except mp.ProcessExitedException as failed:

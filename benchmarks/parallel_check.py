@@ -164,24 +164,18 @@ def equality(args: argparse.Namespace) -> list[dict]:
 def steps(args: argparse.Namespace) -> list[dict]:
     from hpcserve.bench.one_batch import run_one_batch
     from hpcserve.bench.roofline import Hardware
-    from hpcserve.bench.stand_in import make_stand_in
     from hpcserve.config.engine import EngineConfig
 
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / args.shape
-        make_stand_in(args.shape, folder)
+        folder = parallel_layouts.shape_folder(args.shape, Path(temporary), args.device)
+        sizes = {"tp": args.tp, "ep": args.ep}
         config = EngineConfig.from_options(
-            {
-                "model": str(folder),
-                "load_format": "dummy",
-                "device": args.device,
-                "tp": args.tp,
-                "ep": args.ep,
+            parallel_layouts.engine_options(folder, args.device, **sizes)
+            | {
                 "context_length": 2048,
                 "max_running_requests": 64,
                 "cuda_graph_max_bs": 64,
                 "chunked_prefill_size": 2048,
-                "random_seed": 0,
             }
         )
         started = time.perf_counter()
@@ -249,6 +243,12 @@ def note(args: argparse.Namespace, rows: list[dict]) -> None:
         args.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
+def gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     checks = {
@@ -272,6 +272,10 @@ def main() -> int:
     parser.add_argument("--input-len", type=int, default=1024)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    needed = args.tp if args.check == "steps" else args.gpus
+    if args.device == "cuda" and (seen := gpus_here()) < needed:
+        print(f"error: torch sees {seen} GPUs, not {needed}; see --help", file=sys.stderr)
+        return 2
     args.shape = args.shape or USUAL_SHAPE.get(args.check, "llama-3.1-70b")
     rows = checks[args.check](args)
     print(json.dumps(rows))

@@ -114,6 +114,12 @@ def result_file(options: argparse.Namespace, name: str) -> Path:
     return Path(options.out_dir, f"{date.today()}-{options.label}-{name}.json")
 
 
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="llama-3.1-8b", help="of `hpcserve bench make-model`")
@@ -127,6 +133,9 @@ def main() -> int:
     parser.add_argument("--label", required=True, help="in the names of the result files")
     parser.add_argument("serve", nargs="*", help="after --: options of `hpcserve serve`")
     options = parser.parse_args()
+    if options.model is None and not has_gpu():
+        print("error: torch sees no GPU here; rehearse with --model FOLDER", file=sys.stderr)
+        return 2
     options.out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or Path(folder, options.shape)

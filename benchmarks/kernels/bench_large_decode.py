@@ -12,9 +12,8 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
-import flashinfer  # noqa: E402
 import torch  # noqa: E402
-from harness import BANDWIDTH, FAILURES, difference, measure  # noqa: E402
+from harness import BANDWIDTH, FAILURES, difference, measure, require_gpu  # noqa: E402
 
 from hpcserve.kernels.attention.paged_decode_triton import paged_decode  # noqa: E402
 
@@ -24,6 +23,10 @@ SHAPES = [(1, 4096), (1, 32768), (4, 512), (4, 8192), (8, 1024), (8, 32768), (16
           (256, 320), (256, 2048), (1024, 320)]  # fmt: skip
 TILES = [((64, 4, 3), 64), ((64, 4, 2), 64), ((64, 4, 2), 128), ((64, 4, 2), 256), ((64, 4, 2), 512),
          ((64, 4, 2), 1024), ((128, 4, 2), 1024), ((64, 2, 2), 1024), ((32, 2, 3), 1024)]  # fmt: skip
+
+
+require_gpu("this program only compares timings")
+import flashinfer  # noqa: E402
 
 
 def planned(table: Any, lens: Any, **extra: Any) -> Any:

@@ -26,7 +26,7 @@ if "--dry-run" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
 
 import torch  # noqa: E402
-from harness import BANDWIDTH, FLOPS, difference, measure  # noqa: E402
+from harness import BANDWIDTH, FLOPS, difference, measure, require_gpu  # noqa: E402
 
 from hpcserve.kernels.activation.silu_and_mul_triton import silu_and_mul  # noqa: E402
 from hpcserve.kernels.moe import align_triton, grouped_gemm_triton, reference, tuned  # noqa: E402
@@ -274,6 +274,7 @@ def main() -> int:
         return 0
     args.tokens = args.tokens or ([1, 5] if args.dry_run else TOKENS)
     if not args.dry_run:
+        require_gpu()
         compile_all()
     shapes = TINY if args.dry_run else SHAPES
     rows: list[dict[str, Any]] = []

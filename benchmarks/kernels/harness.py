@@ -67,6 +67,12 @@ class Result:
         return asdict(self)
 
 
+def require_gpu(hint: str = "--dry-run tries the program without one") -> None:
+    """End the program in one line where there is none."""
+    if not torch.cuda.is_available():
+        raise SystemExit(f"error: torch sees no CUDA device here; {hint}")
+
+
 def _poison(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype.is_floating_point:
         return tensor.fill_(torch.nan)

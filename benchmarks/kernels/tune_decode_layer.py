@@ -2,7 +2,8 @@
 
 `python benchmarks/kernels/tune_decode_layer.py [--rows 1 2 4 8 16] [--out FILE]` tries every
 configuration of each linear of the layer, gate-up with and without its activation, keeps the
-fastest while it goes on to the next, and prints what tuned.py should hold. Needs a GPU.
+fastest while it goes on to the next, and prints what tuned.py should hold. --dry-run goes through
+the same code without a GPU, in Triton's interpreter, on a tiny layer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -19,9 +21,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+DRY_RUN = "--dry-run" in sys.argv
+if DRY_RUN:
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import torch  # noqa: E402
-from harness import measure  # noqa: E402
+from harness import measure, require_gpu  # noqa: E402
 
 from hpcserve.kernels.attention import paged_decode_triton  # noqa: E402
 from hpcserve.kernels.attention.reference import Fresh  # noqa: E402
@@ -37,8 +42,15 @@ CONFIGS: list[tuple[int, int, int, int, int]] = [
     (64, 256, 2, 4, 4), (64, 256, 4, 4, 4), (32, 256, 1, 4, 5), (32, 256, 2, 4, 5),
     (128, 128, 1, 8, 4), (128, 128, 2, 8, 4), (64, 128, 1, 4, 3),
 ]  # fmt: skip
+#: Where cuBLAS was chosen and the own kernel must be.
+OWN: tuple[int, int, int, int, int] = (64, 256, 2, 4, 4)
 LAYERS = 6
 PAGE = 16
+DEVICE = "cuda"
+_CALLS = itertools.count(1)
+if DRY_RUN:
+    CONFIGS = [(16, 32, 1, 4, 2), (16, 16, 2, 4, 2)]
+    OWN, LAYERS, DEVICE = CONFIGS[1], 1, "cpu"
 #: A configuration must be faster by this much to replace the one before it.
 MARGIN = 0.997
 
@@ -79,6 +91,9 @@ class Setting:
         return replace(self, configs={**self.configs, name: config}, gated=gated)
 
 
+TINY = Shape(hidden=32, intermediate=32, heads=2, kv_heads=1, dim=16)
+
+
 def product(config: Any, x: torch.Tensor, w: torch.Tensor, gates: bool = False) -> torch.Tensor:
     if config is None:
         return reference.linear(x, w)
@@ -89,10 +104,10 @@ class Chain:
     """LAYERS layers with weights and KV of their own, at `rows` rows of `context` tokens."""
 
     def __init__(self, shape: Shape, rows: int, context: int, weights: Any = None) -> None:
-        g = torch.Generator("cuda").manual_seed(0)
+        g = torch.Generator(DEVICE).manual_seed(0)
 
         def rand(*size: int, scale: float = 1.0) -> torch.Tensor:
-            return torch.randn(*size, generator=g, device="cuda", dtype=torch.bfloat16) * scale
+            return torch.randn(*size, generator=g, device=DEVICE, dtype=torch.bfloat16) * scale
 
         self.shape, self.rows = shape, rows
         self.weights = weights or [
@@ -101,15 +116,15 @@ class Chain:
         ]
         pages = -(-context // PAGE)
         self.pools = [rand(2, rows * pages, PAGE, shape.kv_heads, shape.dim) for _ in range(LAYERS)]
-        order = torch.randperm(rows * pages, generator=g, device="cuda").int()
+        order = torch.randperm(rows * pages, generator=g, device=DEVICE).int()
         self.table = order.view(rows, pages)
-        self.lens = torch.full((rows,), context, dtype=torch.int32, device="cuda")
+        self.lens = torch.full((rows,), context, dtype=torch.int32, device=DEVICE)
         self.positions = self.lens.long() - 1
         last = self.table[:, (context - 1) // PAGE].long()
         self.slots = last * PAGE + (context - 1) % PAGE
-        inv_freq = 1.0 / 500000.0 ** (torch.arange(0, shape.dim, 2, device="cuda") / shape.dim)
+        inv_freq = 1.0 / 500000.0 ** (torch.arange(0, shape.dim, 2, device=DEVICE) / shape.dim)
         self.cos_sin = cos_sin_cache(inv_freq, context + 1)
-        self.gain = torch.ones(shape.hidden, device="cuda", dtype=torch.bfloat16)
+        self.gain = torch.ones(shape.hidden, device=DEVICE, dtype=torch.bfloat16)
         self.x = rand(rows, shape.hidden)
 
     def run(self, setting: Setting, attend: Any = None) -> torch.Tensor:
@@ -161,7 +176,10 @@ class Chain:
         )
 
     def measure(self, setting: Setting, attend: Any = None) -> float:
-        """Microseconds a layer, the median of graph replays."""
+        """Microseconds a layer, the median of graph replays; in a dry run, less every time."""
+        if DRY_RUN:
+            self.run(setting, attend)
+            return 1000.0 / next(_CALLS)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -183,6 +201,8 @@ class Chain:
         return statistics.median(times)
 
     def flashinfer(self) -> Any:
+        if DRY_RUN:
+            return None
         import flashinfer
 
         s = self.shape
@@ -236,7 +256,7 @@ def compile_deferred(config: Any, x: torch.Tensor, weight: torch.Tensor, gates: 
 
 def deferred(setting: Setting) -> Setting:
     """The same with deferred norms, and the own kernel wherever cuBLAS was chosen."""
-    own = {name: config or (64, 256, 2, 4, 4) for name, config in setting.configs.items()}
+    own = {name: config or OWN for name, config in setting.configs.items()}
     return replace(setting, configs=own, deferred=True)
 
 
@@ -294,6 +314,8 @@ def race_check(chain: Chain, setting: Setting) -> str:
     dependent.available = lambda device: False
     want = chain.run(setting)
     dependent.available = available
+    if DRY_RUN:
+        return "the same bits" if torch.equal(chain.run(setting), want) else "DIFFERS"
     graph = torch.cuda.CUDAGraph()
     chain.run(setting)
     with torch.cuda.graph(graph):
@@ -307,7 +329,8 @@ def race_check(chain: Chain, setting: Setting) -> str:
 
 
 def first_setting(shape: Shape, rows: int) -> Setting:
-    table = small_m_triton.TUNED.get(torch.cuda.get_device_name(), {})
+    device = "dry run" if DRY_RUN else torch.cuda.get_device_name()
+    table = small_m_triton.TUNED.get(device, {})
     return Setting({name: table.get((rows, *size)) for name, size in shape.sizes.items()})
 
 
@@ -344,12 +367,15 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--compile", type=int, nargs=2)
+    parser.add_argument("--dry-run", action="store_true")
     arguments = parser.parse_args()
     if arguments.compile:
         compile_some(*arguments.compile)
         return 0
-    compile_all()
-    shape, log, chosen, weights = Shape(), [], {}, None
+    if not DRY_RUN:
+        require_gpu()
+        compile_all()
+    shape, log, chosen, weights = TINY if DRY_RUN else Shape(), [], {}, None
     for rows in arguments.rows:
         chain = Chain(shape, rows, arguments.context, weights)
         weights = chain.weights

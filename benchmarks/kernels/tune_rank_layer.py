@@ -6,8 +6,8 @@ One GPU, no other ranks: a rank's slices of a decoder layer run where they run i
 norms and attention, in a captured chain (see tune_decode_layer.py). The output head is its slice of
 the vocabulary. --out is kernels/gemm/tuned.json where nothing else is said: the engine reads that
 file, on top of tuned.py. What the file says of other shapes stays. Under three minutes for both
-sizes on an H200 (estimated: its parts were timed for Llama-3.1-8B). --dry-run runs every step but
-the timing, without a GPU.
+sizes on an H200 (estimated: its parts were timed for Llama-3.1-8B). --dry-run goes through the same
+code without a GPU, in Triton's interpreter, on a tiny layer; it writes only where --out says.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import torch  # noqa: E402
 from tune_decode_layer import (  # noqa: E402
     CONFIGS,
+    DEVICE,
+    DRY_RUN,
     MARGIN,
     Chain,
     Setting,
@@ -31,15 +33,25 @@ from tune_decode_layer import (  # noqa: E402
     compile_all,
     first_setting,
     product,
+    require_gpu,
     tune,
 )
 
-from hpcserve.bench.stand_in import SHAPES  # noqa: E402
+from hpcserve.bench.stand_in import SHAPES as MODELS  # noqa: E402
 from hpcserve.kernels.gemm import small_m_triton  # noqa: E402
 
 #: (rows, N, K) -> configuration or None, of plain linears and of those that end with silu and mul.
 Tables = dict[str, dict[tuple[int, int, int], Any]]
 
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 250,
+}
+SHAPES = {"tiny": TINY} if DRY_RUN else MODELS
 TABLE_FILE = ROOT / "kernels" / "gemm" / "tuned.json"
 
 
@@ -72,8 +84,8 @@ def head_config(vocab: int, hidden: int, rows: int) -> Any:
     """The fastest configuration of the head's slice, None for cuBLAS."""
     from harness import measure
 
-    weights = [torch.randn(vocab, hidden, device="cuda").bfloat16() / 64 for _ in range(2)]
-    x = torch.randn(rows, hidden, device="cuda").bfloat16()
+    weights = [torch.randn(vocab, hidden, device=DEVICE).bfloat16() / 64 for _ in range(2)]
+    x = torch.randn(rows, hidden, device=DEVICE).bfloat16()
     best, best_us = None, measure(lambda x, w: product(None, x, w), [(x, w) for w in weights])
     for config in CONFIGS:
         if not small_m_triton.fits(config, vocab, hidden):
@@ -124,21 +136,21 @@ def write(path: Path, device: str, tables: Tables) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="llama-3.1-70b", choices=sorted(SHAPES))
-    parser.add_argument("--tp", type=int, nargs="+", default=[4, 8])
+    usual = "tiny" if DRY_RUN else "llama-3.1-70b"
+    parser.add_argument("--shape", default=usual, choices=sorted(SHAPES))
+    parser.add_argument("--tp", type=int, nargs="+", default=[2] if DRY_RUN else [4, 8])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--out", type=Path, default=TABLE_FILE)
+    parser.add_argument("--context", type=int, default=40 if DRY_RUN else 1024)
+    parser.add_argument("--out", type=Path, default=None if DRY_RUN else TABLE_FILE)
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
-    if args.dry_run:
-        for tp in args.tp:
-            print(f"tp {tp}: {rank_shape(args.shape, tp).sizes}")
-        return 0
-    compile_all()
+    if not DRY_RUN:
+        require_gpu()
+        compile_all()
     for tp in args.tp:
         tables = tune_rank(args.shape, tp, args.rows, args.context)
-        write(args.out, torch.cuda.get_device_name(), tables)
+        if args.out is not None:
+            write(args.out, "dry run" if DRY_RUN else torch.cuda.get_device_name(), tables)
     return 0
 
 

@@ -30,6 +30,8 @@ FUSED_BYTES = {2: 2 << 20, 3: 1 << 20, 4: 512 << 10, 5: 256 << 10, 6: 256 << 10,
 #: Most rows of a fused sum; kernels/comm/sum_add_rms_norm_triton.py has as many flags.
 MAX_ROWS = 512
 _ALIGNMENT_BYTES = 16
+#: torch's kernels for symmetric memory sum no others: float16 goes to NCCL.
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class SymmMemComm(Communicator):
@@ -68,13 +70,15 @@ class SymmMemComm(Communicator):
         memory = symm_mem.empty(num_bytes, dtype=torch.uint8, device=self._device).zero_()
         handle = symm_mem.rendezvous(memory, group=self._group)
         views = [handle.get_buffer(rank, (num_bytes,), torch.uint8) for rank in range(self._size)]
-        return memory, tuple(view.data_ptr() for view in views)
+        # Of whole allocations, in which the memory begins at the same place on every rank.
+        start = memory.data_ptr() - views[self._rank].data_ptr()
+        return memory, tuple(view.data_ptr() + start for view in views)
 
     # ------------------------------------------------------------ sums
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         num_bytes = x.numel() * x.element_size()
-        if num_bytes == 0 or not x.is_contiguous():
+        if num_bytes == 0 or not x.is_contiguous() or x.dtype not in _DTYPES:
             return self._torch.all_reduce(x)
         if self._is_part(x):
             torch.ops.symm_mem.two_shot_all_reduce_(x.view(-1), "sum", self._name)
@@ -94,7 +98,7 @@ class SymmMemComm(Communicator):
         self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor | None:
         num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes == 0 or not self._fits(num_bytes):
+        if num_bytes == 0 or dtype not in _DTYPES or not self._fits(num_bytes):
             return None
         memory = self._parts[self._turn]
         self._turn ^= 1

@@ -39,7 +39,7 @@ def ladder(max_rows: int) -> list[int]:
 
 @dataclass(frozen=True)
 class DecodeOutputs:
-    """In the graphs' own memory: valid until the next replay, token_ids for num_turns of them.
+    """In the graph's own memory: valid until the next replay, token_ids for num_turns of them.
 
     hidden: [num_rows, hidden_size].  logits: this rank's part; None on a stage that is not the
     last.  token_ids: int64[num_rows], the logits' argmax on the last stage.
@@ -138,8 +138,7 @@ class DecodeGraphs:
         self._graphs: dict[tuple[int, int], _Captured] = {}
         self._recorder = make_recorder(batch.device)
         self._turn = 0
-        # [max_rows, this rank's part of the vocabulary], where every graph puts its logits: they
-        # are those of the graph that was captured first, the largest.
+        # Of the largest graph; the others write to its first rows. Each its own would be gigabytes.
         self._logits: torch.Tensor | None = None
 
     @property
@@ -147,12 +146,11 @@ class DecodeGraphs:
         return self._sizes[-1]
 
     def capture_all(self) -> None:
-        """Capture every size, largest first, so that the smaller ones fit in its memory."""
+        """Capture every size, largest first, so that the smaller ones fit in its memory, and their
+        logits in its logits."""
         for size in reversed(self._sizes):
             for variant in range(self._backend.graph_variants(size)):
-                outputs = self._capture(size, variant)
-                if self._logits is None and outputs.logits is not None:
-                    self._logits = outputs.logits.logits
+                self._capture(size, variant)
 
     def run(
         self,
@@ -187,8 +185,7 @@ class DecodeGraphs:
         if self._batch.device.type == "cuda":
             staged = staged.pin_memory()
         captured.inputs.copy_(staged, non_blocking=True)
-        with self._replicas.fixed():
-            captured.replay()
+        captured.replay()
         outputs = captured.outputs
         return DecodeOutputs(
             outputs.hidden[:rows],
@@ -198,18 +195,14 @@ class DecodeGraphs:
             outputs.positions[:rows],
         )
 
-    def _capture(self, size: int, variant: int) -> ForwardOutputs:
+    def _capture(self, size: int, variant: int) -> None:
         # The rows of the warm-up are padding: they run every kernel and write nothing.
         inputs = torch.zeros(2 * size + 1, dtype=torch.int32, device=self._batch.device)
         inputs[:size] = _PADDING_SLOT
         token_ids = torch.zeros(self._num_turns, size, dtype=torch.int64, device=self._batch.device)
         self._replicas.counts = [size] * self._replicas.size
-        with self._replicas.fixed():
-            outputs, replay = self._recorder.capture(
-                lambda: self._forward(inputs, token_ids, variant)
-            )
+        outputs, replay = self._recorder.capture(lambda: self._forward(inputs, token_ids, variant))
         self._graphs[size, variant] = _Captured(replay, inputs, token_ids, outputs, inputs[:size])
-        return outputs
 
     def _forward(
         self, inputs: torch.Tensor, token_ids: torch.Tensor, variant: int
@@ -240,8 +233,11 @@ class DecodeGraphs:
         hidden = self._model(input_ids, positions, ctx, input_embeds=embeds)
         if not self._makes_logits:
             return ForwardOutputs(hidden, None, seq_lens)
-        out = None if self._logits is None else self._logits[:size]
-        logits = self._model.logit_shard(hidden, out)
+        logits = self._model.logit_shard(
+            hidden, None if self._logits is None else self._logits[:size]
+        )
+        if self._logits is None:
+            self._logits = logits.logits
         places = (batch.token_buffer, slots, seq_lens, token_ids, turn)
         if logits.is_whole:
             store_argmax(logits.logits, *places)

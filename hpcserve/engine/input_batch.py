@@ -49,6 +49,11 @@ class InputBatch:
         self.token_buffer = zeros((max_slots, context_length + 1), torch.int32, device)
         self.page_table = zeros((max_slots, max_pages), torch.int32, device)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of all slots together: half a gigabyte for 1,024 of them and a context of 131,072."""
+        return self.token_buffer.nbytes + self.page_table.nbytes
+
     def add(self, request: NewRequest) -> None:
         """Write a request's known tokens and the pages of its cached prefix into its slot."""
         tokens, pages = pack_to_device([request.token_ids, request.page_ids], self.device)

@@ -26,8 +26,9 @@ from hpcserve.engine.executor import StepHandle
 from hpcserve.engine.grammar_compiler import GrammarCompiler, compiled
 from hpcserve.engine.kernel_cache import gpu_arch, use_driver_cache, use_kernel_folder
 from hpcserve.engine.model_runner import ModelRunner
-from hpcserve.engine.pool_size import largest_step, pages_on_cpu, pages_on_gpu
+from hpcserve.engine.pool_size import pages_on_cpu, pages_on_gpu
 from hpcserve.engine.private_cache import writable_kernel_folder
+from hpcserve.engine.trial_steps import StepLimits, largest_step, warm_up_steps
 from hpcserve.errors import ConfigError, UnsupportedModelError
 from hpcserve.grammar import Grammar
 from hpcserve.ipc.messages import GrammarCompiled, SchedulerOutput, WorkerInfo
@@ -203,12 +204,12 @@ class Worker:
         token_bytes = bytes_per_token(
             model.num_layers, model.num_kv_heads, model.head_dim, setup.dtype
         )
-        activation_bytes = self._profile(model, backend)
+        step_bytes = self._profile(model, backend)
         num_pages = pages_on_gpu(
             cache,
             device=setup.device,
             page_bytes=token_bytes * cache.page_size,
-            activation_bytes=activation_bytes,
+            step_bytes=step_bytes,
         )
         if num_pages * cache.page_size < setup.context_length:
             _log.warning(
@@ -219,28 +220,38 @@ class Worker:
         return num_pages
 
     def _profile(self, model: CausalLM, backend: AttentionBackend) -> int:
-        """Bytes of activations at the peak of the largest step, run on a pool of just its pages."""
+        """Bytes of activations at the peak of the largest step, and of what slots keep.
+
+        Runs it, and what warms up, on a pool of just its pages."""
         setup = self.setup
-        step, num_pages = largest_step(
+        limits = StepLimits(
             max_slots=setup.config.scheduler.max_running_requests,
             num_tokens=setup.config.scheduler.chunked_prefill_size,
             context_length=setup.context_length,
             page_size=setup.config.cache.page_size,
             vocab_size=setup.checkpoint.vocab_size,
         )
-        if setup.config.parallel.enable_dp_attention:
-            num_tokens = int(step.num_scheduled.sum())
-            step.replica_tokens = [num_tokens] * setup.config.parallel.dp_size
+        step, num_pages = largest_step(limits)
         runner = self._runner(model, backend, num_pages)
         torch.cuda.synchronize(setup.device)
         torch.cuda.reset_peak_memory_stats(setup.device)
         before = torch.cuda.memory_allocated(setup.device)
         with setup.ranks.model.experts.replicas.fixed():
-            runner.submit(step).result()
+            self._try(runner, step)
         peak = torch.cuda.max_memory_allocated(setup.device)
+        for step in warm_up_steps(limits):
+            self._try(runner, step)
+        slot_bytes = runner.batch.num_bytes
         del runner
         torch.cuda.empty_cache()
-        return peak - before
+        return peak - before + slot_bytes
+
+    def _try(self, runner: ModelRunner, step: SchedulerOutput) -> None:
+        """Run it to its end; every replica that shares experts does the same."""
+        if self.setup.config.parallel.enable_dp_attention:
+            num_tokens = int(step.num_scheduled.sum())
+            step.replica_tokens = [num_tokens] * self.setup.config.parallel.dp_size
+        runner.submit(step).result()
 
 
 def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:

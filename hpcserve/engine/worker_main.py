@@ -41,6 +41,7 @@ from hpcserve.ipc.worker_channel import BEATS, RESULTS, STEPS, WorkerSocket
 from hpcserve.log import get_logger, setup_logging
 
 if TYPE_CHECKING:
+    import torch
     from torch._C._distributed_c10d import Store
 
 logger = get_logger(__name__)
@@ -134,10 +135,7 @@ def _run(order: Order, steps: WorkerSocket) -> None:
 
     config, place = order.config, order.place
     device = resolve_device(config.backend, place.local_rank)
-    if device.type == "cuda":
-        import torch
-
-        torch.cuda.set_device(device)
+    _use(device)
     steps.send(WorkerHello(order.rank, socket.gethostname()))
     store = _meet(order, steps)
     state = process_group.join(
@@ -154,7 +152,9 @@ def _run(order: Order, steps: WorkerSocket) -> None:
     answers = order.rank == Topology(config.parallel).output_rank(place.dp_rank)
     results: queue.SimpleQueue[StepHandle | GrammarCompiled] = queue.SimpleQueue()
     if answers:
-        threading.Thread(target=_answer, args=(order, results), name="results", daemon=True).start()
+        threading.Thread(
+            target=_answer, args=(order, device, results), name="results", daemon=True
+        ).start()
     while not isinstance(message := steps.receive(-1), StopWorker):
         if isinstance(message, CompileGrammar) and place.pp_rank == config.parallel.pp_size - 1:
             worker.compile_grammar(message.grammar, results.put if answers else None)
@@ -187,10 +187,23 @@ def _meet(order: Order, steps: WorkerSocket) -> Store:
     return process_group.join_store(message.address, message.port, timeout_s)
 
 
-def _answer(order: Order, results: queue.SimpleQueue[StepHandle | GrammarCompiled]) -> None:
+def _use(device: torch.device) -> None:
+    """Make it this thread's GPU: a thread that was told of none takes memory on the first one."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.set_device(device)
+
+
+def _answer(
+    order: Order,
+    device: torch.device,
+    results: queue.SimpleQueue[StepHandle | GrammarCompiled],
+) -> None:
     """Send the results of steps, in their order, as they come, and what became of grammars."""
     out = WorkerSocket(order.endpoint, order.rank, RESULTS)
     try:
+        _use(device)
         while True:
             found = results.get()
             if isinstance(found, GrammarCompiled):

@@ -101,6 +101,6 @@ class ParallelLMHead(VocabShardedWeight):
             self.weight = tied_to.weight
 
     def forward(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> LogitShard:
-        """out: [num_rows, local size], contiguous, where the logits are put."""
+        """out: memory for the logits, [num_rows, local size]."""
         logits = linear(hidden, self.weight, out=out)
         return LogitShard(logits, self.first_row, self.vocab_size, self.tp)

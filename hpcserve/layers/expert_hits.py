@@ -31,6 +31,7 @@ class ExpertHits:
         tally[0] += hit[:-1].sum()
         tally[1] += 1
 
+    @torch.inference_mode()  # in which the steps made what is changed here
     def reset(self) -> None:
         """Forget what warming up counted."""
         for tally in self._tallies.values():

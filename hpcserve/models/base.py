@@ -73,9 +73,7 @@ class CausalLM(nn.Module, ABC):
 
     @abstractmethod
     def logit_shard(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> LogitShard:
-        """[num_rows, hidden_size] -> this rank's part of the logits.
-
-        out: contiguous memory for it, of that part's shape."""
+        """[num_rows, hidden_size] -> this rank's part of the logits.  out: contiguous memory."""
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden_size] -> [num_rows, vocab_size], whole on every rank."""

@@ -94,19 +94,19 @@ def _merge(
     part_ptr,
     lse_ptr,
     out_ptr,
-    first_at,
+    first_head,
+    heads,
     parts,
     member,
     real,
     out_stride_h,
-    PARTS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     """Weigh the parts of heads `member` by their log-sum-exp, in their order.
 
-    first_at: index of (row, first head of the group), in heads; out_ptr: that head's output.
+    part_ptr, lse_ptr: the row's, [parts, heads].  out_ptr: the output of first_head.
     """
     col = tl.arange(0, DIM)
     top = tl.full([BLOCK_H], -float("inf"), tl.float32)
@@ -114,7 +114,7 @@ def _merge(
     acc = tl.zeros([BLOCK_H, DIM], tl.float32)
     for first in range(0, parts, BLOCK_P):
         part = first + tl.arange(0, BLOCK_P)
-        at = (first_at + member[None, :]) * PARTS + part[:, None]
+        at = part[:, None] * heads + first_head + member[None, :]
         mask = (part < parts)[:, None] & real[None, :]
         # .cg reads from L2, where the other programs' parts are.
         lse = tl.load(lse_ptr + at, mask=mask, other=-float("inf"), cache_modifier=".cg")
@@ -137,9 +137,10 @@ def _merge(
     tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=real[:, None])
 
 
-# Tables and lengths are slices whose alignment and width change from step to step: one variant.
+# Tables and lengths are slices whose alignment and width change from step to step, and so does how
+# many parts a row may have: one variant.
 @triton.jit(
-    do_not_specialize=["pages_stride"],
+    do_not_specialize=["pages_stride", "most_parts"],
     do_not_specialize_on_alignment=["page_table_ptr", "seq_lens_ptr"],
 )
 def _decode_kernel(
@@ -163,6 +164,7 @@ def _decode_kernel(
     token_stride,
     head_stride,
     pages_stride,
+    most_parts,
     out_stride_t,
     out_stride_h,
     fresh_k_stride_t,
@@ -183,7 +185,6 @@ def _decode_kernel(
     GROUP_BLOCKS: tl.constexpr,
     MERGED_HEADS: tl.constexpr,
     BLOCK_P: tl.constexpr,
-    PARTS: tl.constexpr,
     MIN_SPLIT: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -246,9 +247,10 @@ def _decode_kernel(
             if parts == 1:
                 tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=real[:, None])
             else:
-                at = (row * heads + head) * PARTS + part
-                tl.store(part_ptr + at[:, None] * DIM + col[None, :], out, mask=real[:, None])
-                tl.store(lse_ptr + at, top + tl.log2(total), mask=real)
+                at = (row * most_parts + part) * heads
+                inside = head[:, None] * DIM + col[None, :]
+                tl.store(part_ptr + at * DIM + inside, out, mask=real[:, None])
+                tl.store(lse_ptr + at + head, top + tl.log2(total), mask=real)
         if parts > 1:
             # All threads have stored before one of them publishes it to the other programs.
             tl.debug_barrier()
@@ -258,15 +260,15 @@ def _decode_kernel(
                 merged = first_member + tl.arange(0, MERGED_HEADS)
                 first_head = kv_head * group
                 _merge(
-                    part_ptr,
-                    lse_ptr,
+                    part_ptr + row * most_parts * heads * DIM,
+                    lse_ptr + row * most_parts * heads,
                     out_ptr + row * out_stride_t + first_head * out_stride_h,
-                    row * heads + first_head,
+                    first_head,
+                    heads,
                     parts,
                     merged,
                     merged < group,
                     out_stride_h,
-                    PARTS,
                     DIM,
                     BLOCK_P,
                     MERGED_HEADS,
@@ -306,11 +308,10 @@ def paged_decode(
     if rows == 0:
         return out
     bound = page_table.shape[1] * page_size if max_seq_len is None else max_seq_len
-    # A power of two, so that few variants are compiled whatever bounds are passed.
-    parts = min(MAX_SPLITS, triton.next_power_of_2(max(1, triton.cdiv(bound, min_split))))
+    parts = min(MAX_SPLITS, max(1, triton.cdiv(bound, min_split)))
     block_n, warps, stages = tile or _tile(dim, q.element_size(), min_split)
-    part_out = torch.empty((rows, heads, parts, dim), dtype=torch.float32, device=q.device)
-    lse = torch.empty((rows, heads, parts), dtype=torch.float32, device=q.device)
+    part_out = torch.empty((rows, parts, heads, dim), dtype=torch.float32, device=q.device)
+    lse = torch.empty((rows, parts, heads), dtype=torch.float32, device=q.device)
     group = heads // kv_heads
     group_blocks = triton.cdiv(group, BLOCK_HEADS)
     programs = rows * kv_heads * group_blocks
@@ -340,6 +341,7 @@ def paged_decode(
         k_cache.stride(1),
         k_cache.stride(2),
         page_table.stride(0),
+        parts,
         out.stride(0),
         out.stride(1),
         new_k.stride(0),
@@ -359,8 +361,7 @@ def paged_decode(
         BLOCK_H=BLOCK_HEADS,
         GROUP_BLOCKS=group_blocks,
         MERGED_HEADS=merged_heads,
-        BLOCK_P=min(parts, max(1, MERGED_VALUES // (merged_heads * dim))),
-        PARTS=parts,
+        BLOCK_P=max(1, min(MAX_SPLITS, MERGED_VALUES // (merged_heads * dim))),
         MIN_SPLIT=min_split,
         num_warps=warps,
         num_stages=stages,

@@ -24,7 +24,7 @@ def _count_kernel(ids_ptr, counts_ptr, num_pairs, first_expert, BLOCK: tl.conste
     tl.store(counts_ptr + expert, tl.sum(count, 0))
 
 
-@triton.jit(do_not_specialize=["num_pairs"])
+@triton.jit(do_not_specialize=["num_pairs", "num_blocks"])
 def _place_kernel(
     ids_ptr,
     counts_ptr,

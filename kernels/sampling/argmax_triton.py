@@ -33,7 +33,10 @@ def _block_kernel(
 
 
 # Slots and positions may be slices of any alignment: one variant for all.
-@triton.jit(do_not_specialize_on_alignment=["slots_ptr", "positions_ptr", "out_ptr"])
+@triton.jit(
+    do_not_specialize=["out_stride"],
+    do_not_specialize_on_alignment=["slots_ptr", "positions_ptr", "turn_ptr", "out_ptr"],
+)
 def _choose_kernel(
     best_ptr,
     best_id_ptr,

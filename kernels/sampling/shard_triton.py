@@ -1,7 +1,8 @@
 """Choosing tokens where each rank holds a part of the vocabulary: the best of each, then of all.
 
 A part is reduced to one pair a row, (score, token id), in two launches; the pairs of all ranks,
-brought together by the caller, to one token in another. Nothing waits for the host.
+brought together by the caller, to one token in another. Nothing waits for the host. NaN counts as
+-inf, as everywhere: beside it a maximum may be that of the padding, which no part holds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import triton
 import triton.language as tl
 
 from ..launch.dependent import enter, options
+from .filter_triton import _no_nan
 from .noise_triton import gumbel, noise_bits, row_keys
 from .reference import GREEDY_TEMPERATURE
 
@@ -44,9 +46,9 @@ def _block_kernel(
         if temperature >= _GREEDY:
             first, second = row_keys(tl.load(seed_ptr + row), tl.load(position_ptr + row))
             x = x * (1.0 / temperature) + gumbel(noise_bits(first, second, first_id + column))
-    best, index = tl.max(x, axis=0, return_indices=True)
+    best, index = tl.max(_no_nan(x), axis=0, return_indices=True)
     tl.store(best_ptr + at, best)
-    # Where nothing is comparable (NaN), still a token of this part.
+    # A part without tokens has no last one.
     column = tl.minimum(tl.program_id(1) * BLOCK + index, tl.maximum(size - 1, 0))
     tl.store(best_id_ptr + at, first_id + column)
 
@@ -65,8 +67,11 @@ def _pair_kernel(
     tl.store(pairs_ptr + row * 2 + 1, token.to(tl.float32))
 
 
-# Slots and positions may be slices of any alignment: one variant for all.
-@triton.jit(do_not_specialize_on_alignment=["slots_ptr", "positions_ptr", "out_ptr"])
+# Slots and positions may be slices of any alignment, rows any number: one variant for all.
+@triton.jit(
+    do_not_specialize=["rows", "out_stride"],
+    do_not_specialize_on_alignment=["slots_ptr", "positions_ptr", "turn_ptr", "out_ptr"],
+)
 def _choose_kernel(
     pairs_ptr,
     out_ptr,

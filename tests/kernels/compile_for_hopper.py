@@ -4,7 +4,12 @@ A program of its own, since the interpreter must be off; prints one JSON object 
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -23,12 +28,27 @@ def compile_only(self, *args, grid, warmup, **kwargs):
     facts = {
         "kernel": self.fn.__name__,
         "variant": compiled.hash,
+        "warps": compiled.metadata.num_warps,
         "shared": compiled.metadata.shared,
+        **resources(compiled.asm["cubin"]),
         "tensor_cores": "wgmma.mma_async" in assembly or "mma.sync" in assembly,
         "asynchronous_copies": "cp.async" in assembly,
     }
     print(json.dumps(facts), flush=True)
     return compiled
+
+
+@cache
+def resources(cubin):
+    """{registers, stack}: of a thread; a stack is where registers are spilled to."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", said).groups()
+    return {"registers": int(registers), "stack": int(stack)}
 
 
 def ints(*values, dtype=torch.int32):
@@ -153,7 +173,8 @@ def experts():
         grouped_gemm_triton.grouped_gemm(x, gate_up, pairs, blocks, 32, 8, config)
 
 
-if __name__ == "__main__":
+def compile_instead_of_launching():
+    """From here on a launch of a kernel compiles it and says what came of it."""
     target = GPUTarget("cuda", 90, 32)
     triton.runtime.driver.set_active(
         SimpleNamespace(
@@ -166,6 +187,10 @@ if __name__ == "__main__":
     from hpcserve.kernels.launch import dependent
 
     dependent.available = lambda device: True
+
+
+if __name__ == "__main__":
+    compile_instead_of_launching()
     families = {
         "rows": rows_and_tokens,
         "sampling": sampling,

@@ -44,6 +44,34 @@ def test_dry_run_of_the_experts_writes_what_the_kernels_read(tmp_path):
     assert [list(found.gate_up), list(found.down)] == row["tiles"]
 
 
+def _tune(script: str, *options: str) -> str:
+    command = [sys.executable, "-W", "ignore", str(FOLDER / script), "--dry-run", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_dry_run_of_a_layer(tmp_path):
+    out = tmp_path / "layer.json"
+    said = _tune("tune_decode_layer.py", "--rows", "1", "--context", "20", "--out", str(out))
+    assert said.count("the same bits") == 3 and "DIFFERS" not in said
+    chosen = json.loads(out.read_text())["chosen"]["1"]
+    assert chosen["gated"] and all(chosen["configs"].values())
+
+
+def test_dry_run_of_a_rank_writes_what_the_kernels_read(tmp_path, monkeypatch):
+    from hpcserve.kernels.gemm import tuned
+
+    out = tmp_path / "tuned.json"
+    _tune("tune_rank_layer.py", "--rows", "1", "--out", str(out))
+    for name in ("TUNED", "GATED"):
+        monkeypatch.setattr(tuned, name, {})
+    tuned.add_from(out)
+    # Half of 4 heads and 2 kv heads of 16, half of a feed-forward size of 96; a hidden size of 32.
+    assert tuned.TUNED["dry run"].keys() == {(1, 64, 32), (1, 32, 32), (1, 32, 48)}
+    assert tuned.GATED["dry run"].keys() == {(1, 96, 32)}
+
+
 @pytest.fixture
 def harness(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))

@@ -93,7 +93,18 @@ def test_the_choice_goes_where_the_next_step_reads_it(random, module):
     assert buffer.ne(0).sum() == (tokens[[0, 2]] != 0).sum()
 
 
-def test_logits_that_are_not_numbers_give_a_token_of_the_part():
-    logits = torch.full((1, 30), torch.nan)
-    _, token = triton_shard.best_of_part(logits, 100, 20, None)[0].tolist()
-    assert 100 <= token < 120
+@pytest.mark.parametrize("kind", ["greedy", "drawn"])
+def test_nan_is_never_chosen(random, kind):
+    """Like a whole row's: a rank's broken logits win over no number of another rank."""
+    logits, *draw = inputs(random, 9000, kind, rows=4)
+    logits[0, ::3] = torch.nan
+    logits[1, :4500] = torch.nan
+    logits[2] = torch.nan
+    without_nan = logits.nan_to_num(nan=-torch.inf)
+    draw = None if kind == "greedy" else tuple(draw)
+    pairs = pairs_of(triton_shard, logits, 2, draw)
+    assert not pairs.isnan().any()
+    chosen = triton_shard.choose(pairs)
+    expected = reference.choose(pairs_of(reference, without_nan, 2, draw))
+    assert chosen.tolist() == expected.tolist()
+    assert chosen[2] == 0

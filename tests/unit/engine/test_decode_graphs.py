@@ -1,5 +1,3 @@
-"""Captured decode steps, with a recorder that runs instead of capturing."""
-
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -10,81 +8,71 @@ import torch
 
 from hpcserve.distributed.parallel_state import TensorParallel
 from hpcserve.engine import decode_graphs
-from hpcserve.engine.decode_graphs import DecodeGraphs, ladder
 from hpcserve.engine.input_batch import InputBatch
-from hpcserve.layers.embedding import ParallelLMHead
+from hpcserve.layers.embedding import LogitShard
 
-VOCAB, HIDDEN, MAX_ROWS = 32, 8, 40
+CPU = torch.device("cpu")
+VOCAB, HIDDEN = 11, 4
 
 
 class Recorder:
-    """A replay runs again what was to be captured, which is where it writes that counts."""
+    """A replay runs the code again, into the memory of the first time."""
 
     def __init__(self, device):
-        self.captured = []
+        pass
 
     def capture(self, run):
-        outputs = run()
-        self.captured.append(outputs)
-        return outputs, lambda: outputs.hidden.copy_(run().hidden)
+        return run(), run
 
 
 class Model:
-    """The logits of a row depend on its last token alone."""
-
-    def __init__(self):
-        torch.manual_seed(0)
-        self.table = torch.randn(VOCAB, HIDDEN)
-        self.head = ParallelLMHead(VOCAB, HIDDEN, TensorParallel())
-        self.head.weight.data.copy_(torch.randn(VOCAB, HIDDEN))
+    """Of token t, the likeliest next one is t + 1."""
 
     def __call__(self, input_ids, positions, ctx, input_embeds=None):
-        return self.table[input_ids.long()]
+        return input_ids.float()[:, None].expand(-1, HIDDEN)
 
     def logit_shard(self, hidden, out=None):
-        return self.head(hidden, out)
+        scores = -(hidden[:, :1] + 1 - torch.arange(VOCAB)).abs()
+        logits = scores if out is None else out.copy_(scores)
+        return LogitShard(logits, 0, VOCAB, TensorParallel())
 
 
 @pytest.fixture
-def made(monkeypatch):
+def graphs(monkeypatch):
     monkeypatch.setattr(decode_graphs, "make_recorder", Recorder)
-    batch = InputBatch(
-        max_slots=MAX_ROWS, context_length=7, page_size=1, device=torch.device("cpu")
-    )
-    batch.token_buffer.copy_(torch.arange(batch.token_buffer.numel()).view(MAX_ROWS, -1) % VOCAB)
-    nothing = SimpleNamespace(
-        graph_variants=lambda rows: 2 if rows == 1 else 1,
-        graph_variant=lambda lengths: 0,
+    backend = SimpleNamespace(
+        graph_variants=lambda rows: 2 if rows < 3 else 1,
+        graph_variant=lambda lengths: int(len(lengths) < 3 and lengths.max() < 5),
         capture_plan=lambda meta, variant: None,
         replay_plan=lambda lengths, variant: None,
     )
-    with torch.inference_mode():
-        graphs = DecodeGraphs(
-            model=Model(),
-            pool=SimpleNamespace(layers=None),
-            backend=nothing,
-            batch=batch,
-            max_rows=MAX_ROWS,
-        )
-        graphs.capture_all()
-    return graphs
+    batch = InputBatch(max_slots=8, context_length=9, page_size=1, device=CPU)
+    made = decode_graphs.DecodeGraphs(
+        model=Model(),
+        pool=SimpleNamespace(layers=[]),
+        backend=backend,
+        batch=batch,
+        max_rows=8,
+    )
+    made.capture_all()
+    return made
 
 
-def test_all_sizes_share_the_memory_of_the_largest_ones_logits(made):
-    captured = made._recorder.captured
-    assert [len(one.hidden) for one in captured] == [*reversed(ladder(MAX_ROWS)), 1]
-    assert {one.logits.logits.data_ptr() for one in captured} == {
-        captured[0].logits.logits.data_ptr()
-    }
+def test_logits_of_all_graphs_stand_in_those_of_the_largest(graphs):
+    held = [captured.outputs.logits.logits for captured in graphs._graphs.values()]
+    assert len(held) == 8 + 2
+    assert {logits.data_ptr() for logits in held} == {graphs._logits.data_ptr()}
+    assert max(len(logits) for logits in held) == len(graphs._logits) == 8
 
 
-@pytest.mark.parametrize("rows", [1, 2, 11, MAX_ROWS])
-def test_logits_are_those_of_the_step(made, rows):
-    model, batch = made._model, made._batch
-    slots = np.arange(rows, dtype=np.int32)
-    with torch.inference_mode():
-        made.run(np.arange(MAX_ROWS, dtype=np.int32), np.full(MAX_ROWS, 5, np.int32))
-        found = made.run(slots, np.full(rows, 3, np.int32))
-        wanted = model.logit_shard(model.table[batch.token_buffer[:rows, 3].long()]).logits
-        torch.testing.assert_close(found.logits.logits, wanted)
-        assert found.token_ids.tolist() == wanted.argmax(-1).tolist()
+@pytest.mark.parametrize("slots", [[3], [0, 5], [1, 7, 2, 4, 0]])
+def test_each_replay_has_its_own_logits_and_tokens(graphs, slots):
+    batch = graphs._batch
+    for turn in range(3):
+        batch.token_buffer[slots, turn] = torch.arange(len(slots), dtype=torch.int32)
+        computed = np.full(len(slots), turn, np.int32)
+        outputs = graphs.run(np.array(slots, np.int32), computed)
+        expected = list(range(1, len(slots) + 1))
+        assert outputs.token_ids.tolist() == expected
+        assert outputs.logits.logits.argmax(-1).tolist() == expected
+        assert batch.token_buffer[slots, turn + 1].tolist() == expected

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
+from hpcserve.attention.torch_sdpa import TorchSDPABackend
 from hpcserve.config.engine import EngineConfig
+from hpcserve.engine import decode_graphs, worker
 from hpcserve.engine.attention_choice import choose_attention
 from hpcserve.engine.executor_inproc import InprocExecutor
-from hpcserve.engine.pool_size import largest_step
+from hpcserve.engine.pool_size import pages_on_gpu
+from hpcserve.engine.trial_steps import StepLimits, largest_step, warm_up_steps
 from hpcserve.errors import (
     ConfigError,
     EngineDeadError,
@@ -168,14 +173,113 @@ def test_shutdown(folder):
         executor.submit(None)
 
 
+def _limits(num_tokens: int, max_slots: int = 4, page_size: int = 16) -> StepLimits:
+    return StepLimits(
+        max_slots=max_slots,
+        num_tokens=num_tokens,
+        context_length=200,
+        page_size=page_size,
+        vocab_size=131,
+    )
+
+
 @pytest.mark.parametrize("num_tokens", [3, 64, 1000])
 def test_largest_step_runs(folder, num_tokens):
     """The step that memory is measured with fills budget and rows, as far as contexts allow."""
-    step, num_pages = largest_step(
-        max_slots=4, num_tokens=num_tokens, context_length=200, page_size=16, vocab_size=131
-    )
+    step, num_pages = largest_step(_limits(num_tokens))
     assert step.num_scheduled.sum() == min(num_tokens, 800)
     executor = _executor(folder, page_size=16, max_total_tokens=16 * num_pages)
     output = executor.submit(step).result()
     assert len(output.sampled_token_ids) == min(4, num_tokens)
     assert (output.sampled_token_ids >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "max_slots", "page_size"), [(3, 4, 16), (1000, 4, 1), (64, 1, 64), (1, 4, 1)]
+)
+def test_warm_up_steps_run(folder, num_tokens, max_slots, page_size):
+    """On the pages of the largest step; among them one of each kind of parameters."""
+    limits = _limits(num_tokens, max_slots, page_size)
+    _, num_pages = largest_step(limits)
+    options = {"page_size": page_size, "max_total_tokens": page_size * num_pages}
+    executor = _executor(folder, max_running_requests=max_slots, **options)
+    steps = list(warm_up_steps(limits))
+    for step in steps:
+        assert step.num_scheduled.sum() <= num_tokens
+        assert max(max(request.page_ids) for request in step.new_requests) < num_pages
+        output = executor.submit(step).result()
+        assert (output.sampled_token_ids >= 0).all()
+        rows = [0, 1] if step.new_requests[0].params.logprobs is not None else []
+        assert sorted(output.logprobs or {}) == rows
+    decodes = [step for step in steps if step.num_decodes]
+    assert len(decodes) == (5 if num_tokens > 2 and max_slots > 1 else 0)
+    assert steps[0].num_scheduled.tolist() == [1]
+
+
+def test_pool_leaves_what_steps_and_slots_take(folder, monkeypatch):
+    gib = 1 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * gib, 80 * gib))
+    cache = EngineConfig.from_options({"mem_fraction_static": 0.75}).cache
+    device = torch.device("cuda", 0)
+    options = {"device": device, "page_bytes": gib}
+    assert pages_on_gpu(cache, step_bytes=0, **options) == 50
+    assert pages_on_gpu(cache, step_bytes=3 * gib, **options) == 47
+    with pytest.raises(ConfigError, match=r"steps need 50\.0 more"):
+        pages_on_gpu(cache, step_bytes=50 * gib, **options)
+    batch = _executor(folder, context_length=100, page_size=16)._worker.runner.batch
+    assert batch.num_bytes == 4 * (4 * 101 + 4 * 7)
+
+
+def test_profile_counts_the_peak_and_the_slots(folder, monkeypatch):
+    """What a GPU's allocator would say is put in its place."""
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 1000)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1700)
+    worker = _executor(folder, chunked_prefill_size=64, page_size=16)._worker
+    found = worker._profile(worker.runner.model, worker.runner.backend)
+    assert found == 700 + worker.runner.batch.num_bytes
+
+
+def test_start_as_on_a_gpu(tmp_path, monkeypatch):
+    """Profile, warm-up and captures while the weights are read: nothing of it stays behind."""
+    checkpoint = make_random_checkpoint(tmp_path, "qwen3_moe")
+    prompts = [[5, 6, 7], [9, 3, 4, 1, 8], [11]]
+    expected = StepDriver(_executor(checkpoint)._worker.runner).generate(prompts, 6)
+    for name in ("synchronize", "reset_peak_memory_stats", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: 0)
+    monkeypatch.setenv("HPCSERVE_EXPERT_HITS_FILE", str(tmp_path / "hits.json"))
+    num_pages, captured = worker.Worker._num_pages, []
+
+    def profile_too(self, model, backend):
+        self._profile(model, backend)
+        return num_pages(self, model, backend)
+
+    class Recorder:
+        def __init__(self, device):
+            pass
+
+        def capture(self, run):
+            captured.append(run())
+            return run(), run
+
+    monkeypatch.setattr(worker.Worker, "_num_pages", profile_too)
+    monkeypatch.setattr(worker, "captures_on", lambda device: True)
+    monkeypatch.setattr(decode_graphs, "make_recorder", Recorder)
+    caps = dataclasses.replace(TorchSDPABackend.caps, cuda_graph=True)
+    monkeypatch.setattr(TorchSDPABackend, "caps", caps)
+
+    def plan_for_capture(backend, meta, variant=0):
+        lengths = np.maximum(meta.seq_lens.numpy().astype(np.int32), 1)
+        ones = np.ones_like(lengths)
+        backend.plan(dataclasses.replace(meta, host_seq_lens=lengths, host_query_lens=ones))
+
+    monkeypatch.setattr(TorchSDPABackend, "capture_plan", plan_for_capture)
+    monkeypatch.setattr(TorchSDPABackend, "replay_plan", lambda *_: None)
+    executor = _executor(checkpoint, chunked_prefill_size=64)
+    assert len(captured) == 4  # one for each number of rows
+    assert not executor._worker._hits.means()
+    assert StepDriver(executor._worker.runner).generate(prompts, 6) == expected
+    assert executor._worker._hits.means()

@@ -18,3 +18,15 @@ def test_means_by_number_of_tokens(tmp_path):
     hits.count(torch.tensor([[4, 1]], dtype=torch.int32))
     hits.write(tmp_path / "hits.json")
     assert json.loads((tmp_path / "hits.json").read_text()) == {"1": 2.0}
+
+
+def test_what_steps_counted_can_be_forgotten_between_steps():
+    """Steps run in inference mode, what comes between them does not."""
+    hits = ExpertHits(4)
+    with torch.inference_mode():
+        hits.count(torch.tensor([[0, 1]]))
+    hits.reset()
+    assert hits.means() == {}
+    with torch.inference_mode():
+        hits.count(torch.tensor([[3, 3]]))
+    assert hits.means() == {1: 1.0}
