@@ -27,9 +27,10 @@ from hpcserve.ops.paged_attention import paged_decode
 _WORKSPACE_BYTES = 512 << 20
 _WORKSPACE_ROW_SIZE = 4096
 _INT_WORKSPACE_BYTES = 8 << 20
-#: Graphs attend with the project's own kernel where it was measured to be faster on an H200, which
-#: also spares them the plan: few rows as long as they are short (there are graphs of both kinds),
-#: and many rows (at most 1,000 tokens each: 3 to 15 % faster; 2,000: up to 4 % slower).
+#: Decodes attend with the project's own kernel where it was measured to be faster on an H200, which
+#: also spares them the plan: in graphs few rows as long as they are short (there are graphs of both
+#: kinds), and everywhere many rows (at most 1,000 tokens each: 3 to 15 % faster; 2,000: up to 4 %
+#: slower; an eager plan takes 1 ms of the host for 256 rows, 6 ms for 1,000).
 _FEW_ROWS, _SHORT_ROW = 4, 1024
 _MANY_ROWS = 96
 #: Tokens of a part of a row that is split: small parts where rows alone give too few programs.
@@ -77,6 +78,8 @@ class FlashInfer(AttentionBackend):
         self._sent = [torch.cuda.Event() for _ in range(2)]
         self._capturing: Any = None
         self._own_split: int | None = None
+        # Of an eager step's decodes that the own kernel attends for; 0 where flashinfer does.
+        self._longest_decode = 0
 
     # ------------------------------------------------------------ eager steps
 
@@ -85,7 +88,10 @@ class FlashInfer(AttentionBackend):
         self._own_split = None
         self._take_turn()
         pages = self._pages(meta)
-        if meta.num_decodes:
+        self._longest_decode = 0
+        if meta.num_decodes >= _MANY_ROWS:
+            self._longest_decode = int(meta.host_seq_lens[: meta.num_decodes].max())
+        elif meta.num_decodes:
             self._plan_decodes(meta, pages)
         if meta.num_prefills:
             self._plan_prefills(meta, pages)
@@ -145,7 +151,19 @@ class FlashInfer(AttentionBackend):
             return captured
         out = torch.empty_like(q)
         count = meta.num_decodes
-        if count:
+        if self._longest_decode:
+            paged_decode(
+                q[:count],
+                k_cache,
+                v_cache,
+                meta.page_table[:count],
+                meta.seq_lens[:count],
+                self.scale,
+                max_seq_len=self._longest_decode,
+                out=out[:count],
+                min_split=_MANY_SPLIT,
+            )
+        elif count:
             self._decodes[self._turn].run(q[:count], pool, out=out[:count])
         if meta.num_prefills:
             self._prefills[self._turn].run(q[count:], pool, out=out[count:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import re
 import signal
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 pytestmark = pytest.mark.timeout(400)
@@ -271,11 +271,10 @@ def test_a_port_that_is_taken() -> None:
 
 def test_a_core_that_is_killed_ends_the_server_with_one_line() -> None:
     with Server() as server:
-        children = subprocess.run(
-            ["pgrep", "-P", str(server.process.pid)], capture_output=True, text=True, check=True
-        )
-        for pid in children.stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+        children = psutil.Process(server.process.pid).children()
+        assert children
+        for child in children:
+            child.kill()
         code, said = server.end()
     assert code != 0
     assert "error:" in said

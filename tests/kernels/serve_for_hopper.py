@@ -40,6 +40,7 @@ def pretend() -> None:
 
 
 def backend_class():
+    from hpcserve.attention import flashinfer
     from hpcserve.attention.flashinfer import FlashInfer
     from hpcserve.attention.triton import TritonAttention
     from hpcserve.ops.page_index import page_index
@@ -54,6 +55,8 @@ def backend_class():
         def plan(self, meta):
             super().plan(meta)
             self._index(meta)
+            many = meta.num_decodes >= flashinfer._MANY_ROWS
+            self.split = flashinfer._MANY_SPLIT if many else None
 
         def _index(self, meta):
             lists = (torch.empty(meta.page_table.numel() + 1, dtype=torch.int32) for _ in range(3))
@@ -66,9 +69,11 @@ def backend_class():
                 self._index(meta)
 
         def forward(self, q, k_cache, v_cache, meta):
-            if (split := getattr(self, "split", None)) is not None:
-                table, lens = meta.page_table, meta.seq_lens
-                paged_decode(q, k_cache, v_cache, table, lens, self.scale, min_split=split)
+            rows = meta.num_decodes
+            if self.split is not None:
+                table, lens = meta.page_table[:rows], meta.seq_lens[:rows]
+                own = q[:rows], k_cache, v_cache, table, lens, self.scale
+                paged_decode(*own, out=torch.empty_like(q)[:rows], min_split=self.split)
             return super().forward(q, k_cache, v_cache, meta)
 
     return OwnKernels
@@ -84,6 +89,9 @@ def communicator(rank: int, size: int, fused: bool):
 
         def all_gather(self, x):
             return x.new_empty((size * x.shape[0], *x.shape[1:]))
+
+        def all_to_all(self, x, sent=None, taken=None):
+            return x.new_empty((len(x) if taken is None else sum(taken), *x.shape[1:]))
 
         def part(self, shape, dtype, device):
             return torch.empty(shape, dtype=dtype, device=META)
@@ -175,7 +183,6 @@ def serve(runner, limits, count: int) -> None:
     from hpcserve.engine.trial_steps import _PARAMS, _step
 
     runner._graphs = None
-    runner.backend.split = None
     draw = random.Random(5)
     for number in range(count):
         decodes = draw.choice((0, 1, 2, 3, 7, 16, 33, 100, 255))

@@ -70,3 +70,50 @@ def test_two_steps_under_way_wait_for_nothing(backend, buffers):
     for _ in range(2):
         backend.replay_plan(np.full(8, 100, np.int32))
     assert buffers.unread == ["second", "first"]
+
+
+class Wrapper:
+    """Remembers which rows it was planned for, and marks those it attends for."""
+
+    def __init__(self, mark):
+        self.mark = mark
+        self.planned = []
+
+    def plan(self, indptr, *args, **kwargs):
+        self.planned.append(len(kwargs["seq_lens"]))
+
+    def run(self, q, pool, out):
+        assert self.planned[-1] in (len(q), 1)
+        out.fill_(self.mark)
+
+
+@pytest.mark.parametrize(("decodes", "own"), [(95, False), (96, True), (300, True), (0, False)])
+def test_many_decodes_beside_a_prompt_take_the_own_kernel(backend, monkeypatch, decodes, own):
+    module, calls = sys.modules["hpcserve.attention.flashinfer"], []
+
+    def attend(q, k_cache, v_cache, table, lens, scale, *, max_seq_len, out, min_split):
+        calls.append((len(q), len(table), len(lens), max_seq_len, min_split))
+        out.fill_(3)
+
+    monkeypatch.setattr(module, "paged_decode", attend)
+    monkeypatch.setattr(module, "page_index", lambda *args: None)
+    backend._device = torch.device("cpu")
+    backend._decodes, backend._prefills = [Wrapper(1)] * 2, [Wrapper(2)] * 2
+    lengths = np.arange(40, 41 + decodes, dtype=np.int32)
+    queries = np.array([1] * decodes + [7], np.int32)
+    meta = SimpleNamespace(
+        num_decodes=decodes,
+        num_prefills=1,
+        num_rows=decodes + 1,
+        host_seq_lens=lengths,
+        host_query_lens=queries,
+        seq_lens=torch.from_numpy(lengths),
+        page_table=torch.zeros(decodes + 1, 40, dtype=torch.int32),
+    )
+    backend.plan(meta)
+    out = backend.forward(torch.zeros(decodes + 7, 8, 64), None, None, meta)
+    assert out[decodes:].eq(2).all()
+    assert out[:decodes].eq(3 if own else 1).all()
+    longest = 40 + decodes - 1
+    assert calls == ([(decodes, decodes, decodes, longest, 1024)] if own else [])
+    assert backend._decodes[0].planned == ([] if own or not decodes else [decodes])

@@ -18,6 +18,11 @@ class Nccl(Communicator):
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x, x])
 
+    def all_to_all(
+        self, x: torch.Tensor, sent: list[int] | None = None, taken: list[int] | None = None
+    ) -> torch.Tensor:
+        return x.flip(0)
+
 
 @pytest.fixture
 def comm() -> SymmMemComm:
@@ -57,3 +62,7 @@ def test_what_torch_has_no_kernel_for_goes_to_nccl(comm, shape, dtype):
 def test_tokens_of_other_types_are_gathered_by_nccl(comm):
     ids = torch.tensor([[1, 2]])
     assert comm.all_gather(ids).tolist() == [[1, 2], [1, 2]]
+
+
+def test_tokens_of_experts_go_by_nccl(comm):
+    assert comm.all_to_all(torch.arange(2)).tolist() == [1, 0]
