@@ -38,7 +38,7 @@ def print_answers(output: Path, questions: Path | None, *, limit: int, failed: b
         answer, style, num_tokens = _answer(record)
         if failed and not style:
             continue
-        label = _question(row) if asked is not None else str(record.get("custom_id"))
+        label = _question(row) if asked is not None else _name(record)
         table.add_row(Text(_cut(label)), Text(_cut(answer), style=style), num_tokens)
         if table.row_count == limit:
             break
@@ -58,6 +58,12 @@ def _records(path: Path) -> Iterator[Mapping[str, Any]]:
                     yield {}
     finally:
         reader.close()
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    """The row's id; where its line could not be read, the line's number."""
+    error = record.get("error") or {}
+    return str(record.get("custom_id") or f"line {error.get('line', '?')}")
 
 
 def _answer(record: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -76,12 +76,18 @@ class SamplingBody(GrammarFields):
     include_stop_str_in_output: bool | None = None
     no_stop_trim: bool | None = None
     n: int | None = None
+    best_of: int | None = None
     seed: int | None = None
     response_format: dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     priority: Priority | None = None
     rid: str | None = None
+
+    def check(self) -> None:
+        """Refuse what would need something this server lacks."""
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise InvalidParameterError("best_of", "only the same number as n is supported")
 
     @property
     def include_usage(self) -> bool:

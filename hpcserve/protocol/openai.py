@@ -37,7 +37,7 @@ class ChatBody(SamplingBody):
     continue_final_message: bool | None = None
 
     def check(self) -> None:
-        """Refuse what would need something this server lacks."""
+        super().check()
         for message in self.messages:
             if not isinstance(message.get("role"), str):
                 raise InvalidParameterError("messages", "every message needs a role")
@@ -74,12 +74,10 @@ class CompletionBody(SamplingBody):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = None
     echo: bool | None = None
-    best_of: int | None = None
     add_special_tokens: bool | None = None
 
     def check(self) -> None:
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise InvalidParameterError("best_of", "only the same number as n is supported")
+        super().check()
         if self.prompt == []:
             raise InvalidParameterError("prompt", "the list is empty")
 

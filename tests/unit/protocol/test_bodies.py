@@ -107,6 +107,13 @@ def test_kinds_of_prompts():
     parse_body(CompletionBody, {"prompt": "a", "best_of": 2, "n": 2}).check()
 
 
+def test_a_chat_refuses_best_of_other_than_n():
+    turns = {"messages": [{"role": "user", "content": "a"}]}
+    with pytest.raises(InvalidParameterError, match="best_of"):
+        parse_body(ChatBody, {**turns, "best_of": 2}).check()
+    parse_body(ChatBody, {**turns, "best_of": 1}).check()
+
+
 def test_native_fields():
     body = parse_body(
         GenerateBody,
