@@ -24,7 +24,7 @@ class ServerConfig:
         1,
         "--api-workers",
         "--api-server-count",
-        help="HTTP processes that share the port and the engine",
+        help="HTTP processes that share the port and the engine; more than 1 need --dp 1",
     )
     drain_timeout_s: float = option(
         30.0, "--drain-timeout", help="seconds that running requests get after Ctrl-C or SIGTERM"

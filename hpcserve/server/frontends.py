@@ -148,7 +148,10 @@ async def serve_frontends(
     cannot serve.
     """
     if engine.parallel.dp_size > 1:
-        raise UsageError("--api-workers needs --dp-size 1; a replica has a server of its own")
+        raise UsageError(
+            f"--api-workers {options.api_workers} needs --dp-size 1: of several replicas, one HTTP "
+            "process must know which has cached what"
+        )
     config = with_model_folder(engine)
     order: dict[str, object] = {
         "engine": config.to_options(),

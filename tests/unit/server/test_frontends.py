@@ -14,7 +14,10 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as read
 
-from hpcserve.errors import EngineStartError
+from hpcserve.config.engine import EngineConfig
+from hpcserve.config.parallel import ParallelConfig
+from hpcserve.config.server import ServerConfig
+from hpcserve.errors import EngineStartError, UsageError
 from hpcserve.server import frontends as frontends_module
 
 pytestmark = pytest.mark.timeout(400)
@@ -199,3 +202,10 @@ def test_only_early_ends_in_a_row_end_the_server(monkeypatch, young_s):
     else:
         asyncio.run(main())
         assert mortal.num_spawned == 20
+
+
+def test_several_replicas_are_refused():
+    engine = EngineConfig(parallel=ParallelConfig(dp_size=2))
+    serve = frontends_module.serve_frontends(engine, ServerConfig(api_workers=2), [], "")
+    with pytest.raises(UsageError, match="--api-workers 2 needs --dp-size 1"):
+        asyncio.run(serve)
