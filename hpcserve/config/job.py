@@ -23,7 +23,9 @@ class JobConfig:
         help="after the time limit or preemption: requeue this job, chain a new one, or end",
     )
     max_restarts: int = option(
-        3, "--max-restarts", help="most restarts; a run without progress is never restarted"
+        3,
+        "--max-restarts",
+        help="most restarts; a run without progress gets none, unless a node failed",
     )
     replicas: int = option(1, "--replicas", help="independent copies, as a job array")
     auth: bool = option(
