@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -13,8 +14,10 @@ from hpcserve.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from hpcserve.engine.model_runner import ModelRunner
+    from hpcserve.layers.parameter import WeightParameter
 
 # ---------------------------------------------------------------- random checkpoints
 
@@ -72,6 +75,18 @@ def make_random_checkpoint(
                     param.normal_(0.0, 0.15)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder
+
+
+def fill_by_name(layer: nn.Module) -> None:
+    """Load weights that depend on their names alone, so that each rank has its part of the same."""
+    import torch
+
+    for name, param in layer.named_parameters():
+        loadable = cast("WeightParameter", param)
+        for shard_id, shape in loadable.full_shapes.items():
+            seed = zlib.crc32(f"{name} {shard_id}".encode())
+            whole = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / 4
+            loadable.weight_loader(loadable, whole, shard_id)
 
 
 # ---------------------------------------------------------------- hand-made steps

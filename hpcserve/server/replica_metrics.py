@@ -56,7 +56,7 @@ _COUNTERS = (
 
 
 class ReplicaMetrics(Collector):
-    """replicas: how each is. One that gave no statistics has no series of them for now."""
+    """replicas: how each is. One that gave no statistics this time has no series of them."""
 
     def __init__(self, model_name: str, replicas: Sequence[ReplicaStatus]) -> None:
         self._model_name = model_name

@@ -1,9 +1,13 @@
 """Kernels run in Triton's interpreter here, also on a machine with a GPU, since the tensors are on
 the CPU: set before anything imports a kernel. The benchmark checks kernels on devices."""
 
+import json
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +16,30 @@ import torch
 os.environ["TRITON_INTERPRET"] = "1"
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def said_for_hopper(tmp_path: Path) -> Callable[..., list[Any]]:
+    """Runs a script of this folder that compiles for sm_90; gives its lines of JSON."""
+
+    def said(script: str, *words: Any) -> list[Any]:
+        environment = os.environ | {
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "TRITON_INTERPRET": "0",
+            "TRITON_DEFAULT_FP_FUSION": "1",
+        }
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name(script)), *map(str, words)],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    return said
 
 
 def _poison(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,5 @@
 """What a whole server would launch on a Hopper GPU compiles, fits, and compiles before it serves."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("triton")
@@ -22,23 +16,8 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path[0])
-def test_serving_path(path, tmp_path):
-    script = Path(__file__).with_name("serve_for_hopper.py")
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "TRITON_INTERPRET": "0",
-        "TRITON_DEFAULT_FP_FUSION": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, str(script), *map(str, path)],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = [json.loads(line) for line in done.stdout.splitlines()]
+def test_serving_path(path, said_for_hopper):
+    said = said_for_hopper("serve_for_hopper.py", *path)
     serving = said.index({"phase": "serving"})
     for facts in (*said[:serving], *said[serving + 1 :]):
         assert facts["shared"] <= MAX_SHARED, facts

@@ -7,7 +7,6 @@ A program of its own, since it forks: `python dispatch_ranks.py DISPATCH DP TP E
 import contextlib
 import multiprocessing
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from hpcserve.distributed import process_group
 from hpcserve.distributed.parallel_state import ExpertParallel, ReplicaGather, TensorParallel
 from hpcserve.layers.expert_dispatch import alltoall
 from hpcserve.layers.moe import ExpertShape, SparseMoE
+from hpcserve.testing import fill_by_name
 
 SHAPE = ExpertShape(num_experts=8, k=3, hidden_size=20, size=8, renormalize=True)
 SECONDS = 60
@@ -55,11 +55,7 @@ def tokens_of(replica: int, count: int, turn: int) -> torch.Tensor:
 def layer_of(parallel: ExpertParallel, tp: TensorParallel) -> SparseMoE:
     """Weights depend on their names alone: each rank has its part of the same ones."""
     layer = SparseMoE(SHAPE, parallel, tp)
-    for name, param in layer.named_parameters():
-        for shard_id, shape in param.full_shapes.items():
-            seed = zlib.crc32(f"{name} {shard_id}".encode())
-            whole = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / 4
-            param.weight_loader(param, whole, shard_id)
+    fill_by_name(layer)
     return layer
 
 

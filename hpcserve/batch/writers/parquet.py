@@ -153,7 +153,7 @@ class Writer(RowWriter):
             found = pa.Table.from_batches(batches).select(names)
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, OSError) and of_the_disk(error):
-                raise  # for now: when it can be read again, it is
+                raise  # the run stops, and reads it when the disk is mended
             found = None
         if found is None or found.num_rows != shard.span.num_rows:
             nulls = [pa.nulls(shard.span.num_rows, field.type) for field in self._kept]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -119,6 +120,25 @@ class EchoBackend:
 @pytest.fixture
 def backend(engine: EchoEngine) -> EchoBackend:
     return EchoBackend(engine)
+
+
+@pytest.fixture
+def write_rows(tmp_path: Path) -> Callable[..., Path]:
+    """Writes an input of completions; `{n}` in the text is the row's number."""
+
+    def write_rows(num_rows: int, text: str = "a {n} b") -> Path:
+        path = tmp_path / "in.jsonl"
+        rows = [{"custom_id": f"id-{n}", "prompt": text.format(n=n)} for n in range(num_rows)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write_rows
+
+
+@pytest.fixture
+def source(write_rows: Callable[..., Path]) -> Path:
+    """500 rows."""
+    return write_rows(500)
 
 
 class Clock:

@@ -25,19 +25,8 @@ from hpcserve.errors import (
 Run = Callable[..., Any]
 
 
-def _write(path: Path, num_rows: int, text: str = "a {n} b") -> Path:
-    rows = [{"custom_id": f"id-{n}", "prompt": text.format(n=n)} for n in range(num_rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return _write(tmp_path / "in.jsonl", 500)
 
 
 class _Busy(RequestError):
@@ -93,9 +82,9 @@ def test_too_many_errors_end_the_run(tmp_path: Path, run: Run, engine: Any) -> N
 
 
 def test_a_row_that_takes_too_long_is_given_up(
-    tmp_path: Path, run: Run, engine: Any, clock: Any
+    tmp_path: Path, run: Run, engine: Any, clock: Any, write_rows: Callable[..., Path]
 ) -> None:
-    source = _write(tmp_path / "in.jsonl", 20)
+    source = write_rows(20)
     answer = engine.answer
 
     async def slow(request: Any) -> Any:
@@ -111,8 +100,10 @@ def test_a_row_that_takes_too_long_is_given_up(
     assert (result.num_ok, result.errors) == (19, {"row_timeout": 1})
 
 
-def test_retry_errors_answers_only_what_failed(tmp_path: Path, run: Run, engine: Any) -> None:
-    source = _write(tmp_path / "in.jsonl", 300)
+def test_retry_errors_answers_only_what_failed(
+    tmp_path: Path, run: Run, engine: Any, write_rows: Callable[..., Path]
+) -> None:
+    source = write_rows(300)
     answer = engine.answer
 
     async def picky(request: Any) -> Any:

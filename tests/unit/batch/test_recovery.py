@@ -26,12 +26,6 @@ from hpcserve.errors import (
 Run = Callable[..., Any]
 
 
-def _write(path: Path, num_rows: int, text: str = "a {n} b") -> Path:
-    rows = [{"custom_id": f"id-{n}", "prompt": text.format(n=n)} for n in range(num_rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
@@ -46,11 +40,6 @@ def _dies_after(engine: Any, num_answers: int) -> None:
         return await answer(request)
 
     engine.answer = answered
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return _write(tmp_path / "in.jsonl", 500)
 
 
 def _interrupted(run: Run, engine: Any, source: Path, output: Path, after: int, **kw: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import subprocess
 import sys
@@ -27,17 +26,6 @@ from hpcserve.errors import (
 )
 
 Run = Callable[..., Any]
-
-
-def _write(path: Path, num_rows: int, text: str = "a {n} b") -> Path:
-    rows = [{"custom_id": f"id-{n}", "prompt": text.format(n=n)} for n in range(num_rows)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return _write(tmp_path / "in.jsonl", 500)
 
 
 def test_no_row_starts_that_cannot_end_in_time(
@@ -79,9 +67,9 @@ def test_no_row_starts_that_cannot_end_in_time(
 
 
 def test_a_row_longer_than_a_whole_job_is_given_up_the_third_time(
-    tmp_path: Path, run: Run, engine: Any, clock: Any
+    tmp_path: Path, run: Run, engine: Any, clock: Any, write_rows: Callable[..., Path]
 ) -> None:
-    source = _write(tmp_path / "in.jsonl", 10)
+    source = write_rows(10)
     answer = engine.answer
 
     async def endless(request: Any) -> Any:
@@ -197,9 +185,9 @@ except KeyboardInterrupt:
     ("which", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
 def test_a_signal_ends_the_run_and_keeps_the_answers(
-    tmp_path: Path, run: Run, which: signal.Signals, code: int
+    tmp_path: Path, run: Run, which: signal.Signals, code: int, write_rows: Callable[..., Path]
 ) -> None:
-    source = _write(tmp_path / "in.jsonl", 60_000, "a b c d")
+    source = write_rows(60_000, "a b c d")
     output = tmp_path / "out.jsonl"
     process = _child(source, output, 0.05)
     assert process.stderr is not None
@@ -219,9 +207,9 @@ def test_a_signal_ends_the_run_and_keeps_the_answers(
 
 
 def test_a_full_disk_ends_the_run_with_75_and_loses_nothing(
-    tmp_path: Path, run: Run, engine: Any
+    tmp_path: Path, run: Run, engine: Any, write_rows: Callable[..., Path]
 ) -> None:
-    source = _write(tmp_path / "in.jsonl", 4000, "a b c d")
+    source = write_rows(4000, "a b c d")
     output = tmp_path / "out.jsonl"
 
     def limited() -> None:
@@ -245,8 +233,10 @@ def test_a_full_disk_ends_the_run_with_75_and_loses_nothing(
     assert verify_run(RunDir.of_output(output)).problems == []
 
 
-def test_four_processes_share_one_run(tmp_path: Path, run: Run) -> None:
-    source = _write(tmp_path / "in.jsonl", 6000)
+def test_four_processes_share_one_run(
+    tmp_path: Path, run: Run, write_rows: Callable[..., Path]
+) -> None:
+    source = write_rows(6000)
     run(source, tmp_path / "alone.jsonl", shard_rows=256)
     output = tmp_path / "out.jsonl"
     children = [_child(source, output, 0.02, "shared") for _ in range(4)]
@@ -263,9 +253,11 @@ def test_four_processes_share_one_run(tmp_path: Path, run: Run) -> None:
     assert sum(one["num_rows"] > 0 for one in workers) > 1
 
 
-def test_a_paused_owner_loses_its_shard_and_nothing_else(tmp_path: Path, run: Run) -> None:
+def test_a_paused_owner_loses_its_shard_and_nothing_else(
+    tmp_path: Path, run: Run, write_rows: Callable[..., Path]
+) -> None:
     """SIGSTOP, another takes the lease by force, SIGCONT: both finish, one commit counts."""
-    source = _write(tmp_path / "in.jsonl", 3000)
+    source = write_rows(3000)
     run(source, tmp_path / "alone.jsonl", shard_rows=256)
     output = tmp_path / "out.jsonl"
     run_dir = RunDir.of_output(output)
@@ -292,11 +284,15 @@ def _updates(run_dir: RunDir, pid: int) -> list[float]:
 
 
 def test_a_straggler_s_shard_is_taken_over_and_committed_once(
-    tmp_path: Path, run: Run, engine: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    run: Run,
+    engine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    write_rows: Callable[..., Path],
 ) -> None:
     """It lives, beats, and works: only slowly. Both answer the rest of its shard; one counts."""
     monkeypatch.setattr("hpcserve.batch.lease._STRAGGLER_S", 0.5)
-    source = _write(tmp_path / "in.jsonl", 2000)
+    source = write_rows(2000)
     run(source, tmp_path / "alone.jsonl", shard_rows=256)
     output = tmp_path / "out.jsonl"
     run_dir = RunDir.of_output(output)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
-
 import pytest
 import torch
 
@@ -11,6 +9,7 @@ from hpcserve.distributed.parallel_state import ExpertParallel, TensorParallel
 from hpcserve.errors import ConfigError
 from hpcserve.layers.moe import ExpertShape, SparseMoE
 from hpcserve.models.llama import GatedMLP
+from hpcserve.testing import fill_by_name
 
 SHAPE = ExpertShape(num_experts=4, k=2, hidden_size=16, size=8, renormalize=True)
 
@@ -18,11 +17,7 @@ SHAPE = ExpertShape(num_experts=4, k=2, hidden_size=16, size=8, renormalize=True
 def _built(parallel: ExpertParallel, tp: TensorParallel, *, shared: bool) -> SparseMoE:
     expert = GatedMLP(16, 8, tp, bias=False, sums="caller") if shared else None
     layer = SparseMoE(SHAPE, parallel, tp, shared=expert)
-    for name, param in layer.named_parameters():
-        for shard_id, shape in param.full_shapes.items():
-            seed = zlib.crc32(f"{name} {shard_id}".encode())
-            whole = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / 4
-            param.weight_loader(param, whole, shard_id)
+    fill_by_name(layer)
     return layer
 
 
