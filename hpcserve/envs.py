@@ -82,12 +82,6 @@ HPCSERVE_API_KEY: EnvVar[str] = EnvVar(
 HPCSERVE_DISABLE_KERNELS = EnvVar(
     "HPCSERVE_DISABLE_KERNELS", _switch, False, "run the plain torch reference of every kernel"
 )
-HPCSERVE_FUSED_SUM = EnvVar(
-    "HPCSERVE_FUSED_SUM",
-    _switch,
-    False,
-    "tensor parallelism: sum small parts inside the next norm's kernel (not yet timed on GPUs)",
-)
 HPCSERVE_EXPERT_HITS_FILE: EnvVar[Path | None] = EnvVar(
     "HPCSERVE_EXPERT_HITS_FILE",
     _path,

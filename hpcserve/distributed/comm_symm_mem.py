@@ -5,8 +5,7 @@ rank sums its part and the others read it; fewer bytes. Both run inside CUDA gra
 loads and stores over NVLink; its multicast is never used.
 
 A row-parallel layer makes its part of a sum in memory that the others read, one of two in turn, so
-that nothing is copied: where HPCSERVE_FUSED_SUM is set, small ones are then summed by the kernel of
-the next norm (kernels/comm), until that is measured.
+that nothing is copied: small ones are then summed by the kernel of the next norm (kernels/comm).
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import torch.distributed as dist
 
 from hpcserve.distributed.comm_base import Communicator, PeerParts
 from hpcserve.distributed.comm_torch import TorchComm
-from hpcserve.envs import HPCSERVE_FUSED_SUM
 
 #: Ranks -> bytes up to which one-shot beats two-shot with its two copies (measured on H200).
 ONE_SHOT_BYTES = {2: 1 << 20, 3: 512 << 10, 4: 512 << 10, 5: 256 << 10, 6: 256 << 10, 8: 256 << 10}
@@ -47,8 +45,7 @@ class SymmMemComm(Communicator):
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
         self._name = group.group_name
         self._one_shot_bytes = ONE_SHOT_BYTES.get(self._size, 128 << 10)
-        fused = HPCSERVE_FUSED_SUM.get()
-        self._fused_bytes = FUSED_BYTES.get(self._size, 0) if fused else 0
+        self._fused_bytes = FUSED_BYTES.get(self._size, 0)
         self._device = device
         self._buffer, _ = self._shared(TWO_SHOT_BYTES)
         parts = [self._shared(TWO_SHOT_BYTES) for _ in range(2)]
