@@ -129,6 +129,8 @@ class FakeExecutor(Executor):
         if self._verify:
             for slot, end, expected in zip(step.slots, ends, hashes, strict=True):
                 self._check_history(int(slot), int(end), expected)
+            if self._page_size > 1 and step.num_decodes == len(step.slots):
+                self._check_apart(step.slots, ends)
         sampled = np.full(len(step.slots), -1, np.int32)
         for row in np.flatnonzero(step.samples):
             slot, end = int(step.slots[row]), int(ends[row])
@@ -190,3 +192,12 @@ class FakeExecutor(Executor):
         wrong = np.flatnonzero(found != hashes)
         if len(wrong):
             raise AssertionError(f"slot {slot}: position {wrong[0]} of {end} holds another prefix")
+
+    def _check_apart(self, slots: Int32Array, ends: Int32Array) -> None:
+        """Where pages have several tokens, a step of decodes alone may attend to a row before
+        another row's token is written (ops.paged_attention.rotation_pays)."""
+        each = [self._slots_of(int(slot), 0, int(end)) for slot, end in zip(slots, ends, strict=True)]
+        written = np.array([row[-1] for row in each])
+        for slot, row in zip(slots, each, strict=True):
+            if np.isin(row[:-1], written).any():
+                raise AssertionError(f"slot {slot} reads what another row of its step writes")

@@ -1,7 +1,8 @@
 """The contract of an attention backend, and what a step tells it.
 
 A backend is one module of this package with a class `EntryClass`. KV is written by a separate
-operation (`ops.kv_store`) before `forward`, so a backend only reads the pool.
+operation (`ops.rope`) before `forward`, so a backend only reads the pool; but for steps where it
+`rotates`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from hpcserve.errors import EngineError
+from hpcserve.ops.paged_attention import Fresh
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class AttentionBackend(ABC):
     """
 
     caps: AttentionCaps
+    #: Whether the step of the last plan takes `rotate_and_forward`, not rope_kv_write and `forward`.
+    rotates: bool = False
 
     def __init__(
         self,
@@ -96,6 +100,18 @@ class AttentionBackend(ABC):
         """q: [num_tokens, num_heads, head_dim]; k_cache, v_cache: one layer of the pool,
         [num_pages, page_size, num_kv_heads, head_dim]. Returns [num_tokens, num_heads, head_dim]
         of q's dtype."""
+
+    def rotate_and_forward(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        meta: AttentionMetadata,
+        fresh: Fresh,
+    ) -> torch.Tensor:
+        """Where `rotates`: q and fresh.k, fresh.v of a step of decode rows as the linear layer made
+        them; norm and rotation at position seq_lens - 1, the KV write and `forward` in one."""
+        raise EngineError(f"{type(self).__name__} does not rotate")
 
     # Backends whose caps say cuda_graph also take steps of decode rows alone that are captured
     # once per number of rows and replayed: capture_plan is recorded into the graph with the

@@ -21,7 +21,7 @@ from flashinfer.decode import fast_decode_plan
 
 from hpcserve.attention.base import AttentionBackend, AttentionCaps, AttentionMetadata
 from hpcserve.ops.page_index import page_index
-from hpcserve.ops.paged_attention import paged_decode
+from hpcserve.ops.paged_attention import Fresh, paged_decode, rope_paged_decode, rotation_pays
 
 #: Partial results of split rows: 320 MiB were needed for 1,024 rows of 4,096 values each.
 _WORKSPACE_BYTES = 512 << 20
@@ -86,6 +86,7 @@ class FlashInfer(AttentionBackend):
     def plan(self, meta: AttentionMetadata) -> None:
         self._capturing = None
         self._own_split = None
+        self.rotates = False
         self._take_turn()
         pages = self._pages(meta)
         self._longest_decode = 0
@@ -169,6 +170,17 @@ class FlashInfer(AttentionBackend):
             self._prefills[self._turn].run(q[count:], pool, out=out[count:])
         return out
 
+    def rotate_and_forward(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        meta: AttentionMetadata,
+        fresh: Fresh,
+    ) -> torch.Tensor:
+        rows, split = (meta.page_table, meta.seq_lens), self._own_split
+        return rope_paged_decode(q, k_cache, v_cache, *rows, self.scale, fresh, min_split=split)
+
     # ------------------------------------------------------------ CUDA graphs
 
     def graph_variants(self, num_rows: int) -> int:
@@ -188,6 +200,9 @@ class FlashInfer(AttentionBackend):
     def capture_plan(self, meta: AttentionMetadata, variant: int = 0) -> None:
         rows = meta.num_rows
         self._own_split = self._split_of_own(rows, variant)
+        self.rotates = self._own_split == _FEW_SPLIT and rotation_pays(
+            rows, self.num_heads, self.num_kv_heads, self.page_size
+        )
         if self._own_split is not None:
             return
         if rows not in self._graphs:

@@ -11,7 +11,13 @@ import numpy.typing as npt
 import torch
 
 from hpcserve.attention.base import AttentionBackend, AttentionCaps, AttentionMetadata
-from hpcserve.ops.paged_attention import paged_decode, paged_prefill
+from hpcserve.ops.paged_attention import (
+    Fresh,
+    paged_decode,
+    paged_prefill,
+    rope_paged_decode,
+    rotation_pays,
+)
 
 
 class TritonAttention(AttentionBackend):
@@ -29,10 +35,13 @@ class TritonAttention(AttentionBackend):
         """Take the longest query of the step from the host mirror: it sizes the prefill grid."""
         prefills = meta.host_query_lens[meta.num_decodes : meta.num_rows]
         self._max_query_len = int(prefills.max()) if len(prefills) else 0
+        self.rotates = False
 
     def capture_plan(self, meta: AttentionMetadata, variant: int = 0) -> None:
         """Nothing to record: the kernels read everything on the device."""
         self._max_query_len = 0
+        shape = (self.num_heads, self.num_kv_heads, self.page_size)
+        self.rotates = rotation_pays(meta.num_rows, *shape)
 
     def replay_plan(self, host_seq_lens: npt.NDArray[np.int32], variant: int = 0) -> None:
         """Nothing to prepare."""
@@ -71,6 +80,18 @@ class TritonAttention(AttentionBackend):
                 out=out,
             )
         return out
+
+    def rotate_and_forward(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        meta: AttentionMetadata,
+        fresh: Fresh,
+    ) -> torch.Tensor:
+        """See AttentionBackend.rotate_and_forward."""
+        rows = (meta.page_table, meta.seq_lens)
+        return rope_paged_decode(q, k_cache, v_cache, *rows, self.scale, fresh)
 
 
 EntryClass = TritonAttention

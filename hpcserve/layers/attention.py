@@ -8,6 +8,7 @@ from torch import nn
 from hpcserve.layers.forward_context import ForwardContext
 from hpcserve.layers.norm import RMSNorm
 from hpcserve.layers.rotary import RotaryEmbedding
+from hpcserve.ops.paged_attention import Fresh
 from hpcserve.ops.rope import rope_kv_write
 
 
@@ -41,19 +42,21 @@ class Attention(nn.Module):
         Returns [num_tokens, num_heads * head_dim].
         """
         num_tokens = q.shape[0]
-        k_cache, v_cache = ctx.kv_caches[self.layer_id]
-        rotated = rope_kv_write(
-            q.view(num_tokens, self.num_heads, self.head_dim),
+        q = q.view(num_tokens, self.num_heads, self.head_dim)
+        fresh = Fresh(
             k.view(num_tokens, self.num_kv_heads, self.head_dim),
             v.view(num_tokens, self.num_kv_heads, self.head_dim),
-            positions,
             self._rotary[0].cos_sin,
-            k_cache,
-            v_cache,
-            ctx.meta.slot_mapping,
-            q_norm=None if q_norm is None else q_norm.weight,
-            k_norm=None if k_norm is None else k_norm.weight,
-            eps=1e-6 if q_norm is None else q_norm.eps,
+            None if q_norm is None else q_norm.weight,
+            None if k_norm is None else k_norm.weight,
+            1e-6 if q_norm is None else q_norm.eps,
         )
-        attended = ctx.backend.forward(rotated, k_cache, v_cache, ctx.meta)
+        k_cache, v_cache = ctx.kv_caches[self.layer_id]
+        if ctx.backend.rotates:
+            attended = ctx.backend.rotate_and_forward(q, k_cache, v_cache, ctx.meta, fresh)
+        else:
+            pool = (k_cache, v_cache, ctx.meta.slot_mapping)
+            norms = (fresh.q_norm, fresh.k_norm, fresh.eps)
+            q = rope_kv_write(q, fresh.k, fresh.v, positions, fresh.cos_sin, *pool, *norms)
+            attended = ctx.backend.forward(q, k_cache, v_cache, ctx.meta)
         return attended.view(num_tokens, self.num_heads * self.head_dim)

@@ -8,7 +8,7 @@ embedding        embed
 gemm             linear · gated_linear
 page_index       page_index: page tables as flat lists, the form flashinfer reads
 moe              route · experts
-paged_attention  paged_decode · paged_prefill
+paged_attention  paged_decode · paged_prefill · rope_paged_decode (what rope_kv_write does, as well)
 sampling         argmax · store_argmax · sample · apply_penalties · apply_logit_bias · top_logprobs
 metadata         expand · expand_decode: rows of a step -> ids, positions, slots, lengths ·
                  row_pages · write_pages

@@ -5,7 +5,27 @@ from __future__ import annotations
 import torch
 
 from hpcserve.kernels.attention import reference
+from hpcserve.kernels.attention.reference import Fresh
 from hpcserve.ops._dispatch import kernel, use_kernel
+
+__all__ = ["Fresh", "paged_decode", "paged_prefill", "rope_paged_decode", "rotation_pays"]
+
+#: Measured on an H200 in a layer of Llama-3.1-8B: 1.0 us less at 1 row, 0.3 to 0.5 at 2 and 4.
+_ROTATED_ROWS = 4
+#: One program has all q heads of a kv head, since it alone may read the token that it writes.
+_ROTATED_GROUP = 16
+
+
+def rotation_pays(num_rows: int, num_heads: int, num_kv_heads: int, page_size: int) -> bool:
+    """Whether `rope_paged_decode` takes such rows, and is faster than `rope_kv_write` with
+    `paged_decode` behind it.
+
+    Rows must not have each other's last token in their history: rows of one token that share a
+    prefix do where a page is one token; a larger page is shared once it is full, and then what its
+    owner computes in the same step lies behind it, or is a prompt of several tokens.
+    """
+    group = num_heads // num_kv_heads
+    return num_rows <= _ROTATED_ROWS and group <= _ROTATED_GROUP and page_size > 1
 
 
 def paged_decode(
@@ -34,6 +54,31 @@ def paged_decode(
         found: torch.Tensor = module.paged_decode(*args, min_split=min_split)
         return found
     return reference.paged_decode(*args)
+
+
+def rope_paged_decode(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    page_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    fresh: Fresh,
+    min_split: int | None = None,
+) -> torch.Tensor:
+    """`paged_decode` of rows whose last token is not in the cache yet: normalises (where weights
+    are given) and rotates q and fresh.k at position seq_lens[r] - 1, and writes k and v to row r's
+    pages, in one launch. Rows of padding write nothing. See `rotation_pays` for what it takes.
+
+    q: [R, Hq, D], fresh.k, fresh.v: [R, Hkv, D], strided views of one qkv tensor as long as each
+    head's D values are contiguous. The others as in `paged_decode`. Returns [R, Hq, D].
+    """
+    args = (q, k_cache, v_cache, page_table, seq_lens, scale)
+    if use_kernel(q):
+        module = kernel("attention.paged_decode_triton")
+        found: torch.Tensor = module.paged_decode(*args, min_split=min_split, fresh=fresh)
+        return found
+    return reference.rope_paged_decode(*args, fresh)
 
 
 def paged_prefill(

@@ -15,7 +15,9 @@ class RequestMemory:
     A prompt's pages enter the prefix cache as soon as the step that computes them is issued, not
     when it has run: steps run in order, and within a step every layer writes all rows' KV before
     it reads, so whoever finds a prefix finds its KV written. Requests of one batch that share a
-    prefix therefore compute it once.
+    prefix therefore compute it once. In a step of decodes alone, rows may be read before others are
+    written (where pages have several tokens): a row of one token fills no page of its prompt, since
+    all but a prompt's last chunk end with a page, so nobody finds what it computes in that step.
     """
 
     def __init__(self, cache: PrefixCache[Any], num_pages: int) -> None:

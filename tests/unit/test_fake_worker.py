@@ -18,7 +18,7 @@ def new(slot: int, page: int) -> NewRequest:
     return NewRequest(slot, int32(5, 6), 2, int32(page), SamplingParams(), 0)
 
 
-def make_step(*, new=(), released=(), rows=(), pages=()) -> SchedulerOutput:
+def make_step(*, new=(), released=(), rows=(), pages=(), num_decodes=0) -> SchedulerOutput:
     """rows: (slot, first position, tokens).  pages: (slot, index, page)."""
     slots, starts, counts = zip(*rows, strict=True) if rows else ((), (), ())
     page_slots, indices, ids = zip(*pages, strict=True) if pages else ((), (), ())
@@ -28,7 +28,7 @@ def make_step(*, new=(), released=(), rows=(), pages=()) -> SchedulerOutput:
         num_computed=int32(*starts),
         num_scheduled=int32(*counts),
         samples=int32(*[1] * len(slots)),
-        num_decodes=0,
+        num_decodes=num_decodes,
         released_slots=list(released),
         new_requests=list(new),
         new_page_slots=int32(*page_slots),
@@ -65,3 +65,14 @@ def test_a_slot_goes_from_one_request_to_the_next_within_a_step(worker):
 def test_a_slot_used_wrongly_is_noticed(worker, wrong, words):
     with pytest.raises(AssertionError, match=words):
         worker.submit(make_step(**wrong))
+
+
+def test_a_decode_that_reads_what_another_of_its_step_writes_is_noticed(worker):
+    rows = [(0, 2, 1), (1, 1, 1)]
+    shared = {"new": [new(1, 0)], "rows": rows}
+    with pytest.raises(AssertionError, match="slot 0 reads what another row"):
+        worker.submit(make_step(**shared, num_decodes=2))
+
+
+def test_a_step_with_a_prompt_may_read_what_another_row_writes(worker):
+    worker.submit(make_step(new=[new(1, 0)], rows=[(0, 2, 1), (1, 0, 2)], num_decodes=1))

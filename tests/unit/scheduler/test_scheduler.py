@@ -226,6 +226,22 @@ def test_a_shared_prefix_is_computed_once_even_within_one_step() -> None:
     assert [bench.finished[i][1] for i in range(8)] == [0] + [40] * 7
 
 
+@pytest.mark.parametrize("page_size", [1, 4])
+def test_only_a_page_of_one_token_is_shared_among_decodes_of_its_step(page_size: int) -> None:
+    """Attention that writes its own KV may not meet such steps; FakeExecutor looks at all others."""
+    bench = make_bench(page_size=page_size)
+    prefix = list(range(8))
+    bench.add(0, [*prefix, 20], 1)
+    bench.run()
+    bench.add(1, [*prefix, 30], 1)
+    bench.add(2, [*prefix, 30, 31], 1)
+    step = bench.scheduler.schedule()
+    assert step is not None and step.num_scheduled.tolist() == [1, 1 if page_size == 1 else 2]
+    assert step.num_decodes == (2 if page_size == 1 else 1)
+    bench.scheduler.update(bench.executor.submit(step).result())
+    assert bench.scheduler.requests == []
+
+
 def test_a_prefix_under_way_in_chunks_is_not_computed_twice() -> None:
     bench = make_bench(num_pages=200, chunk=16, max_running=8, context=400)
     prefix = [i % VOCAB for i in range(200)]
