@@ -13,7 +13,14 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
-from harness import BANDWIDTH, FAILURES, difference, measure, require_gpu  # noqa: E402
+from harness import (  # noqa: E402
+    BANDWIDTH,
+    FAILURES,
+    difference,
+    flashinfer_decode,
+    measure,
+    require_gpu,
+)
 
 from hpcserve.kernels.attention.paged_decode_triton import paged_decode  # noqa: E402
 
@@ -26,22 +33,6 @@ TILES = [((64, 4, 3), 64), ((64, 4, 2), 64), ((64, 4, 2), 128), ((64, 4, 2), 256
 
 
 require_gpu("this program only compares timings")
-import flashinfer  # noqa: E402
-
-
-def planned(table: Any, lens: Any, **extra: Any) -> Any:
-    workspace = torch.zeros(512 << 20, dtype=torch.uint8, device="cuda")
-    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
-        workspace, "NHD", use_tensor_cores=True, backend="fa2"
-    )
-    rows, pages = table.shape
-    bounds = torch.arange(rows + 1, dtype=torch.int32) * pages
-    last = (lens.cpu() - 1) % PAGE + 1
-    wrapper.plan(
-        bounds, table.flatten(), last, HEADS, KV_HEADS, DIM, PAGE,
-        q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16, **extra,
-    )  # fmt: skip
-    return wrapper
 
 
 def bench(rows: int, context: int) -> None:
@@ -50,11 +41,9 @@ def bench(rows: int, context: int) -> None:
     table = torch.randperm(rows * pages, device="cuda").int().view(rows, pages)
     lens = torch.full((rows,), context, dtype=torch.int32, device="cuda")
     q = torch.randn(rows, HEADS, DIM, device="cuda", dtype=torch.bfloat16)
-    want = planned(table, lens).run(q, (pool[0], pool[1]))
-    runs: dict[str, Any] = {}
-    for name, extra in (("default", {}),):
-        wrapper = planned(table, lens, **extra)
-        runs["fi " + name] = lambda q, w=wrapper: w.run(q, (pool[0], pool[1]))
+    theirs = flashinfer_decode(table, lens, HEADS, pool[0])
+    want = theirs(q, (pool[0], pool[1]))
+    runs: dict[str, Any] = {"flashinfer": lambda q: theirs(q, (pool[0], pool[1]))}
     for tile, split in TILES:
         runs[f"{tile} {split}"] = lambda q, t=tile, s=split: paged_decode(
             q, pool[0], pool[1], table, lens, DIM**-0.5, None, None, t, s

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -149,6 +150,34 @@ def measure(fn: Fn, sets: list[tuple[Any, ...]]) -> float:
     start = time.perf_counter()
     fn(*sets[0])
     return (time.perf_counter() - start) * 1e6
+
+
+@cache
+def _flashinfer_workspace() -> torch.Tensor:
+    """Zeros, as flashinfer counts on at first use; what is measured runs on one stream."""
+    return torch.zeros(512 << 20, dtype=torch.uint8, device="cuda")
+
+
+def flashinfer_decode(
+    table: torch.Tensor, lens: torch.Tensor, heads: int, pool: torch.Tensor
+) -> Any:
+    """flashinfer's decode attention, planned: run(q, (k_cache, v_cache)).
+
+    table: int32 [rows, pages], the pages of rows of equal length; pool: k_cache or v_cache,
+    [num_pages, page_size, kv_heads, dim].
+    """
+    import flashinfer
+
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+        _flashinfer_workspace(), "NHD", use_tensor_cores=True, backend="fa2"
+    )
+    rows, pages = table.shape
+    _, page_size, kv_heads, dim = pool.shape
+    bounds = torch.arange(rows + 1, dtype=torch.int32) * pages
+    last = (lens.cpu() - 1) % page_size + 1
+    kind = {"q_data_type": pool.dtype, "kv_data_type": pool.dtype}
+    wrapper.plan(bounds, table.flatten(), last, heads, kv_heads, dim, page_size, **kind)
+    return wrapper.run
 
 
 def input_sets(case: Case, dry_run: bool) -> list[tuple[Any, ...]]:

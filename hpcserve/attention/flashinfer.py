@@ -31,8 +31,13 @@ _INT_WORKSPACE_BYTES = 8 << 20
 #: also spares them the plan: in graphs few rows as long as they are short (there are graphs of both
 #: kinds), and everywhere many rows (at most 1,000 tokens each: 3 to 15 % faster; 2,000: up to 4 %
 #: slower; an eager plan takes 1 ms of the host for 256 rows, 6 ms for 1,000).
-_FEW_ROWS, _SHORT_ROW = 4, 1024
-_MANY_ROWS = 96
+_FEW_ROWS, _MANY_ROWS = 4, 96
+#: Tokens x kv heads of a short row. Measured with 8 kv heads: 512 tokens 2 % less a layer than with
+#: flashinfer, 32,768 tokens 63 us against 44. That a rank with fewer kv heads, which has less to read
+#: of a token, gains up to longer rows is inferred (benchmarks/kernels/bench_short_decode.py tells).
+#: Not without end: a row has at most 32 parts, so a program's share of it grows with its length,
+#: whatever the number of heads; no row beyond 32 parts of 128 tokens counts as short.
+_SHORT_ROW_KV, _SHORT_ROW = 8192, 4096
 #: Tokens of a part of a row that is split: small parts where rows alone give too few programs.
 _FEW_SPLIT, _MANY_SPLIT = 64, 1024
 #: fa3 has no kernels for larger heads.
@@ -188,7 +193,8 @@ class FlashInfer(AttentionBackend):
 
     def graph_variant(self, host_seq_lens: npt.NDArray[np.int32]) -> int:
         few = len(host_seq_lens) <= _FEW_ROWS
-        return int(few and int(host_seq_lens.max()) <= _SHORT_ROW)
+        bound = min(_SHORT_ROW_KV // self.num_kv_heads, _SHORT_ROW)
+        return int(few and int(host_seq_lens.max()) <= bound)
 
     @staticmethod
     def _split_of_own(rows: int, variant: int) -> int | None:
