@@ -34,6 +34,7 @@ from hpcserve.kernels.gemm import reference, small_m_triton  # noqa: E402
 from hpcserve.kernels.launch import dependent  # noqa: E402
 from hpcserve.ops.activation import silu_and_mul  # noqa: E402
 from hpcserve.ops.norm import add_rms_norm, rms_norm  # noqa: E402
+from hpcserve.ops.paged_attention import FEW_ROWS, FEW_SPLIT, rotation_pays  # noqa: E402
 from hpcserve.ops.rope import cos_sin_cache, rope_kv_write  # noqa: E402
 from hpcserve.ops.sampling import argmax  # noqa: E402
 
@@ -329,9 +330,14 @@ def race_check(chain: Chain, setting: Setting) -> str:
 
 
 def first_setting(shape: Shape, rows: int) -> Setting:
+    """The engine's. Where it leaves attention to flashinfer, the own kernel stands in for it."""
     device = "dry run" if DRY_RUN else torch.cuda.get_device_name()
     table = small_m_triton.TUNED.get(device, {})
-    return Setting({name: table.get((rows, *size)) for name, size in shape.sizes.items()})
+    found = Setting({name: table.get((rows, *size)) for name, size in shape.sizes.items()})
+    if rows > FEW_ROWS:
+        return found
+    rotates = rotation_pays(rows, shape.heads, shape.kv_heads, PAGE)
+    return replace(found, rotates=rotates, attention=(None, FEW_SPLIT))
 
 
 def without_pdl(chain: Chain, setting: Setting) -> float:
@@ -352,7 +358,7 @@ def attention_sweep(chain: Chain, setting: Setting, log: list[Any]) -> Setting:
         log.append((chain.rows, "attention", tile, min_split, us))
         if us < best_us * MARGIN:
             best, best_us = other, us
-    us = chain.measure(setting, chain.flashinfer())
+    us = chain.measure(replace(setting, rotates=False), chain.flashinfer())
     log.append((chain.rows, "flashinfer", us))
     print(
         f"rows {chain.rows}: own attention {best.attention} {best_us:.2f}, flashinfer {us:.2f}",
