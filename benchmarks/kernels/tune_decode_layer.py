@@ -26,16 +26,15 @@ if DRY_RUN:
     os.environ["TRITON_INTERPRET"] = "1"
 
 import torch  # noqa: E402
-from harness import measure, require_gpu  # noqa: E402
+from harness import require_gpu  # noqa: E402
 
 from hpcserve.kernels.attention import paged_decode_triton  # noqa: E402
 from hpcserve.kernels.attention.reference import Fresh  # noqa: E402
 from hpcserve.kernels.gemm import reference, small_m_triton  # noqa: E402
 from hpcserve.kernels.launch import dependent  # noqa: E402
 from hpcserve.ops.activation import silu_and_mul  # noqa: E402
-from hpcserve.ops.norm import add_rms_norm, rms_norm  # noqa: E402
+from hpcserve.ops.norm import add_rms_norm  # noqa: E402
 from hpcserve.ops.rope import cos_sin_cache, rope_kv_write  # noqa: E402
-from hpcserve.ops.sampling import argmax  # noqa: E402
 
 CONFIGS: list[tuple[int, int, int, int, int]] = [
     (64, 128, 1, 4, 5), (64, 128, 2, 4, 5), (64, 128, 4, 4, 5), (64, 256, 1, 4, 4),
@@ -257,27 +256,6 @@ def tune(chain: Chain, start: Setting, log: list[Any]) -> Setting:
             flush=True,
         )
     return best
-
-
-def head_sweep(shape: Shape, rows: int, log: list[Any]) -> None:
-    """The output head between a norm and the choice of a token."""
-    weights = [torch.randn(128256, 4096, device="cuda").bfloat16() / 64 for _ in range(2)]
-    x, gain = torch.randn(rows, 4096, device="cuda").bfloat16(), torch.ones(4096, device="cuda")
-    times = {}
-    for config in [None, *CONFIGS]:
-        if config is None or small_m_triton.fits(config, 128256, 4096):
-            times[str(config)] = measure(
-                lambda x, w, c=config: argmax(product(c, rms_norm(x, gain.bfloat16(), 1e-5), w)),
-                [(x, w) for w in weights],
-            )
-    log.append((rows, "lm_head", times))
-    print(
-        f"rows {rows} lm_head:",
-        sorted((round(us, 1), c) for c, us in times.items())[:4],
-        "cublas",
-        times["None"],
-        flush=True,
-    )
 
 
 def race_check(chain: Chain, setting: Setting) -> str:
