@@ -3,12 +3,12 @@
     python benchmarks/kernels/tune_rank_layer.py --shape llama-3.1-70b --tp 4 8 --out tuned.json
 
 One GPU, no other ranks: a rank's slices of a decoder layer run where they run in the engine, between
-norms and the attention that the engine takes for up to 4 rows, in a captured chain (see
-tune_decode_layer.py). The output head is its slice of
-the vocabulary. --out is kernels/gemm/tuned.json where nothing else is said: the engine reads that
-file, on top of tuned.py. What the file says of other shapes stays. Under three minutes for both
-sizes on an H200 (estimated: its parts were timed for Llama-3.1-8B). --dry-run goes through the same
-code without a GPU, in Triton's interpreter, on a tiny layer; it writes only where --out says.
+norms and attention (up to 4 rows the engine's, with rotation and KV write in it), in a captured
+chain (see tune_decode_layer.py). The output head is its slice of the vocabulary. --out is
+kernels/gemm/tuned.json where nothing else is said: the engine reads that file, on top of tuned.py.
+What the file says of other shapes stays. Under three minutes for both sizes on an H200 (estimated:
+its parts were timed for Llama-3.1-8B). --dry-run goes through the same code without a GPU, in
+Triton's interpreter, on a tiny layer; it writes only where --out says.
 """
 
 from __future__ import annotations

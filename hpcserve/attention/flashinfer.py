@@ -21,7 +21,14 @@ from flashinfer.decode import fast_decode_plan
 
 from hpcserve.attention.base import AttentionBackend, AttentionCaps, AttentionMetadata
 from hpcserve.ops.page_index import page_index
-from hpcserve.ops.paged_attention import Fresh, paged_decode, rope_paged_decode, rotation_pays
+from hpcserve.ops.paged_attention import (
+    FEW_ROWS,
+    FEW_SPLIT,
+    Fresh,
+    paged_decode,
+    rope_paged_decode,
+    rotation_pays,
+)
 
 #: Partial results of split rows: 320 MiB were needed for 1,024 rows of 4,096 values each.
 _WORKSPACE_BYTES = 512 << 20
@@ -31,15 +38,15 @@ _INT_WORKSPACE_BYTES = 8 << 20
 #: also spares them the plan: in graphs few rows as long as they are short (there are graphs of both
 #: kinds), and everywhere many rows (at most 1,000 tokens each: 3 to 15 % faster; 2,000: up to 4 %
 #: slower; an eager plan takes 1 ms of the host for 256 rows, 6 ms for 1,000).
-_FEW_ROWS, _MANY_ROWS = 4, 96
+_MANY_ROWS = 96
 #: Tokens x kv heads of a short row. Measured with 8 kv heads: 512 tokens 2 % less a layer than with
 #: flashinfer, 32,768 tokens 63 us against 44. That a rank with fewer kv heads, which has less to read
 #: of a token, gains up to longer rows is inferred (benchmarks/kernels/bench_short_decode.py tells).
 #: Not without end: a row has at most 32 parts, so a program's share of it grows with its length,
 #: whatever the number of heads; no row beyond 32 parts of 128 tokens counts as short.
 _SHORT_ROW_KV, _SHORT_ROW = 8192, 4096
-#: Tokens of a part of a row that is split: small parts where rows alone give too few programs.
-_FEW_SPLIT, _MANY_SPLIT = 64, 1024
+#: Tokens of a part of a row that is split where rows alone give enough programs.
+_MANY_SPLIT = 1024
 #: fa3 has no kernels for larger heads.
 _FA3_HEAD_DIMS = (64, 128)
 
@@ -189,10 +196,10 @@ class FlashInfer(AttentionBackend):
     # ------------------------------------------------------------ CUDA graphs
 
     def graph_variants(self, num_rows: int) -> int:
-        return 2 if num_rows <= _FEW_ROWS else 1
+        return 2 if num_rows <= FEW_ROWS else 1
 
     def graph_variant(self, host_seq_lens: npt.NDArray[np.int32]) -> int:
-        few = len(host_seq_lens) <= _FEW_ROWS
+        few = len(host_seq_lens) <= FEW_ROWS
         bound = min(_SHORT_ROW_KV // self.num_kv_heads, _SHORT_ROW)
         return int(few and int(host_seq_lens.max()) <= bound)
 
@@ -201,12 +208,12 @@ class FlashInfer(AttentionBackend):
         """The own kernel's min_split; None for flashinfer."""
         if rows >= _MANY_ROWS:
             return _MANY_SPLIT
-        return _FEW_SPLIT if variant == 1 else None
+        return FEW_SPLIT if variant == 1 else None
 
     def capture_plan(self, meta: AttentionMetadata, variant: int = 0) -> None:
         rows = meta.num_rows
         self._own_split = self._split_of_own(rows, variant)
-        self.rotates = self._own_split == _FEW_SPLIT and rotation_pays(
+        self.rotates = self._own_split == FEW_SPLIT and rotation_pays(
             rows, self.num_heads, self.num_kv_heads, self.page_size
         )
         if self._own_split is not None:

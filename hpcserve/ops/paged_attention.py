@@ -8,10 +8,20 @@ from hpcserve.kernels.attention import reference
 from hpcserve.kernels.attention.reference import Fresh
 from hpcserve.ops._dispatch import kernel, use_kernel
 
-__all__ = ["Fresh", "paged_decode", "paged_prefill", "rope_paged_decode", "rotation_pays"]
+__all__ = [
+    "FEW_ROWS",
+    "FEW_SPLIT",
+    "Fresh",
+    "paged_decode",
+    "paged_prefill",
+    "rope_paged_decode",
+    "rotation_pays",
+]
 
-#: Measured on an H200 in a layer of Llama-3.1-8B: 1.0 us less at 1 row, 0.3 to 0.5 at 2 and 4.
-_ROTATED_ROWS = 4
+#: Decodes of so many rows and less leave most of a GPU idle: measured on an H200, they are faster
+#: with parts of at least FEW_SPLIT tokens, and with rotation and KV write in the same launch (in a
+#: layer of Llama-3.1-8B 1.0 us less at 1 row, 0.3 to 0.5 at 2 and 4).
+FEW_ROWS, FEW_SPLIT = 4, 64
 #: One program has all q heads of a kv head, since it alone may read the token that it writes.
 _ROTATED_GROUP = 16
 
@@ -25,7 +35,7 @@ def rotation_pays(num_rows: int, num_heads: int, num_kv_heads: int, page_size: i
     owner computes in the same step lies behind it, or is a prompt of several tokens.
     """
     group = num_heads // num_kv_heads
-    return num_rows <= _ROTATED_ROWS and group <= _ROTATED_GROUP and page_size > 1
+    return num_rows <= FEW_ROWS and group <= _ROTATED_GROUP and page_size > 1
 
 
 def paged_decode(
