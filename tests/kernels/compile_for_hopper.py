@@ -133,6 +133,13 @@ def matrix_products():
     paged_decode_triton.paged_decode(q, cache, cache, table, lens, 0.1)
     fresh = reference.Fresh(q[:, :8], q[:, 8:16], torch.zeros(64, 128), q[0, 0], q[0, 0])
     paged_decode_triton.paged_decode(q, cache, cache, table, lens, 0.1, fresh=fresh)
+    for heads, kv_heads, dim in ((8, 1, 128), (16, 2, 64), (16, 1, 256)):
+        qkv = torch.zeros(2, heads + 2 * kv_heads, dim, dtype=BF16)
+        parts = qkv.split((heads, kv_heads, kv_heads), 1)
+        few = torch.zeros(4, 16, kv_heads, dim, dtype=BF16)
+        fresh = reference.Fresh(*parts[1:], torch.zeros(64, dim))
+        rows = (parts[0], few, few, table, lens, 0.1)
+        paged_decode_triton.paged_decode(*rows, min_split=64, fresh=fresh)
     paged_prefill_triton.paged_prefill(q, cache, cache, table, ints(0, 1, 2), lens, 0.1)
     x, weight = torch.zeros(4, 4096, dtype=BF16), torch.zeros(4096, 4096, dtype=BF16)
     for config in small_m_triton.CANDIDATES[1::11]:

@@ -49,8 +49,13 @@ def backend_class():
     class OwnKernels(TritonAttention):
         """Triton's backend; a graph's steps also run what the one of flashinfer puts into them."""
 
+        _split_of_own = staticmethod(FlashInfer._split_of_own)
+
         def graph_variants(self, num_rows):
             return FlashInfer.graph_variants(self, num_rows)
+
+        def graph_variant(self, host_seq_lens):
+            return FlashInfer.graph_variant(self, host_seq_lens)
 
         def plan(self, meta):
             super().plan(meta)
@@ -64,9 +69,12 @@ def backend_class():
 
         def capture_plan(self, meta, variant=0):
             super().capture_plan(meta, variant)
-            self.split = FlashInfer._split_of_own(meta.num_rows, variant)
+            self.split = self._split_of_own(meta.num_rows, variant)
             if self.split is None:
+                self.rotates = False
                 self._index(meta)
+            else:
+                FlashInfer.capture_plan(self, meta, variant)
 
         def forward(self, q, k_cache, v_cache, meta):
             rows = meta.num_decodes
@@ -75,6 +83,10 @@ def backend_class():
                 own = q[:rows], k_cache, v_cache, table, lens, self.scale
                 paged_decode(*own, out=torch.empty_like(q)[:rows], min_split=self.split)
             return super().forward(q, k_cache, v_cache, meta)
+
+        def rotate_and_forward(self, *args):
+            FlashInfer.rotate_and_forward(self, *args)
+            return super().rotate_and_forward(*args)
 
     return OwnKernels
 
@@ -157,13 +169,13 @@ def runner_of(args, checkpoint, limits):
 
 
 class Recorder:
-    """Stands in for what captures CUDA graphs."""
+    """Stands in for what captures CUDA graphs: a replay runs it again."""
 
     def __init__(self, device):
         pass
 
     def capture(self, run):
-        return run(), lambda: None
+        return run(), run
 
 
 def start(runner, limits, graph_rows: int) -> None:
@@ -176,6 +188,17 @@ def start(runner, limits, graph_rows: int) -> None:
     decode_graphs.make_recorder = Recorder
     if graph_rows:
         runner.capture_graphs(runner.backend, graph_rows)
+
+
+def serve_graphs(runner, limits) -> None:
+    """Steps of decodes alone, which take graphs of both kinds."""
+    from hpcserve.engine.trial_steps import _PARAMS, _step
+
+    for rows, history in ((1, 1), (1, 300), (2, 100), (3, 50), (4, 200), (5, 20), (33, 40)):
+        ones, computed = np.ones(rows, np.int32), np.full(rows, history, np.int32)
+        pages = [np.zeros(-(-(int(computed[0]) + 1) // limits.page_size), np.int32)] * rows
+        args = (ones, pages, _PARAMS[0], limits.vocab_size)
+        runner.submit(_step(computed, *args, num_decodes=rows))
 
 
 def serve(runner, limits, count: int) -> None:
@@ -236,6 +259,8 @@ def main() -> None:
         runner = runner_of(args, checkpoint, limits)
         start(runner, limits, args.graph_rows)
         print(json.dumps({"phase": "serving"}), flush=True)
+        if args.graph_rows:
+            serve_graphs(runner, limits)
         serve(runner, limits, args.steps)
 
 

@@ -169,3 +169,19 @@ def test_backend_splits_decodes_and_prefills(monkeypatch, random, poisoned, kern
     out = backend.forward(q, k_cache, v_cache, meta)
     expected = naive(case, q, k_cache, v_cache, page_table, bounds, 0.3)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(16, 1), (17, 1), (8, 4)])
+def test_rotation_pays_only_where_the_kernel_takes_it(random, heads):
+    case = shapes.Case((20, 3), (1, 1), *heads, 16, 16)
+    q, k_cache, v_cache, page_table, _, seq_lens = make(case, torch.float32, random)
+    new = torch.randn(2, heads[1], 16, generator=random)
+    args = (q, k_cache, v_cache, page_table, seq_lens, 0.3)
+    fresh = reference.Fresh(new, new, torch.randn(32, 16, generator=random))
+    if paged_attention.rotation_pays(2, *heads, 16):
+        assert decode_triton.paged_decode(*args, fresh=fresh).isfinite().all()
+    else:
+        with pytest.raises(ValueError, match="q heads share"):
+            decode_triton.paged_decode(*args, fresh=fresh)
+    assert not paged_attention.rotation_pays(5, *heads, 16)
+    assert not paged_attention.rotation_pays(2, *heads, 1)

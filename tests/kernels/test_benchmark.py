@@ -59,6 +59,11 @@ def test_dry_run_of_a_layer(tmp_path):
     assert chosen["gated"] and all(chosen["configs"].values())
 
 
+def test_dry_run_of_short_rows():
+    said = _tune("bench_short_decode.py").splitlines()
+    assert [line.split()[:3] for line in said[1:]] == [["4/2", "2", "70"], ["8/1", "2", "70"]]
+
+
 def test_dry_run_of_a_rank_writes_what_the_kernels_read(tmp_path, monkeypatch):
     from hpcserve.kernels.gemm import tuned
 

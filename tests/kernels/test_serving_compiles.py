@@ -25,5 +25,6 @@ def test_serving_path(path, said_for_hopper):
         assert facts["stack"] <= MAX_STACK, facts
     at_start = {(facts["kernel"], facts["variant"]) for facts in said[:serving]}
     later = {(facts["kernel"], facts["variant"]) for facts in said[serving + 1 :]}
-    assert "_decode_kernel" in {name for name, _ in later}
+    # Beside a prompt, few rows and many; in graphs with rotation, with parts of 256 and of 64 tokens.
+    assert sum(name == "_decode_kernel" for name, _ in later) == 4
     assert later - at_start == set()

@@ -117,3 +117,63 @@ def test_many_decodes_beside_a_prompt_take_the_own_kernel(backend, monkeypatch, 
     longest = 40 + decodes - 1
     assert calls == ([(decodes, decodes, decodes, longest, 1024)] if own else [])
     assert backend._decodes[0].planned == ([] if own or not decodes else [decodes])
+
+
+@pytest.mark.parametrize(
+    ("rows", "variant", "heads", "page_size", "own", "rotates"),
+    [
+        (1, 1, (8, 2), 16, True, True),
+        (4, 1, (16, 1), 64, True, True),
+        (1, 0, (8, 2), 16, False, False),
+        (8, 0, (8, 2), 16, False, False),
+        (200, 0, (8, 2), 16, True, False),
+        (1, 1, (8, 2), 1, True, False),
+        (1, 1, (34, 2), 16, True, False),
+    ],
+)
+def test_graphs_of_few_short_rows_rotate(
+    backend, monkeypatch, rows, variant, heads, page_size, own, rotates
+):
+    module, calls = sys.modules["hpcserve.attention.flashinfer"], []
+    monkeypatch.setattr(module, "page_index", lambda *args: None)
+    for name in ("paged_decode", "rope_paged_decode"):
+        said = lambda *args, name=name, **more: calls.append((name, more["min_split"]))  # noqa: E731
+        monkeypatch.setattr(module, name, said)
+    (backend.num_heads, backend.num_kv_heads), backend.page_size = heads, page_size
+    wrapper = SimpleNamespace(run=lambda q, pool: calls.append(("flashinfer", None)))
+    for name in ("indptr", "indices", "last_page_len"):
+        setattr(wrapper, f"_paged_kv_{name}_buf", None)
+    backend._graphs = {rows: wrapper}
+    table = torch.zeros(rows, 4, dtype=torch.int32)
+    meta = SimpleNamespace(num_rows=rows, page_table=table, seq_lens=table[:, 0])
+    backend.capture_plan(meta, variant)
+    assert backend.rotates == rotates
+    if rotates:
+        backend.rotate_and_forward(None, None, None, meta, None)
+        assert calls == [("rope_paged_decode", 64)]
+        return
+    backend.forward(None, None, None, meta)
+    split = 1024 if rows == 200 else 64
+    assert calls == ([("paged_decode", split)] if own else [("flashinfer", None)])
+
+
+def test_an_eager_step_after_a_capture_does_not_rotate(backend, monkeypatch):
+    backend.rotates, backend._own_split, backend._device = True, 64, torch.device("cpu")
+    monkeypatch.setattr(sys.modules["hpcserve.attention.flashinfer"], "page_index", lambda *_: None)
+    lengths, nothing = np.zeros(0, np.int32), torch.zeros(0, 4, dtype=torch.int32)
+    meta = SimpleNamespace(num_decodes=0, num_prefills=0, num_rows=0, host_seq_lens=lengths)
+    meta.page_table = meta.seq_lens = nothing
+    backend.plan(meta)
+    assert not backend.rotates and backend._own_split is None
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "longest"), [(32, 256), (8, 1024), (4, 2048), (2, 4096), (1, 4096)]
+)
+def test_how_long_a_short_row_is(backend, kv_heads, longest):
+    backend.num_kv_heads = kv_heads
+    for rows in (1, 4):
+        short = np.full(rows, longest, np.int32)
+        assert backend.graph_variant(short) == 1
+        assert backend.graph_variant(short + np.eye(rows, dtype=np.int32)[-1]) == 0
+    assert backend.graph_variant(np.full(5, 1, np.int32)) == 0
