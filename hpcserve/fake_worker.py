@@ -196,7 +196,9 @@ class FakeExecutor(Executor):
     def _check_apart(self, slots: Int32Array, ends: Int32Array) -> None:
         """Where pages have several tokens, a step of decodes alone may attend to a row before
         another row's token is written (ops.paged_attention.rotation_pays)."""
-        each = [self._slots_of(int(slot), 0, int(end)) for slot, end in zip(slots, ends, strict=True)]
+        each = [
+            self._slots_of(int(slot), 0, int(end)) for slot, end in zip(slots, ends, strict=True)
+        ]
         written = np.array([row[-1] for row in each])
         for slot, row in zip(slots, each, strict=True):
             if np.isin(row[:-1], written).any():

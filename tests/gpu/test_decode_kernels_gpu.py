@@ -10,7 +10,7 @@ import torch
 
 from hpcserve.kernels.attention import reference as attention_reference
 from hpcserve.kernels.gemm import reference as gemm_reference
-from hpcserve.ops import metadata, sampling
+from hpcserve.ops import metadata, rope, sampling
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 
@@ -117,3 +117,61 @@ def test_paged_decode(random: torch.Generator, group: int, min_split: int) -> No
     assert all(torch.equal(out, outs[0]) for out in outs)
     alone = decode.paged_decode(q[5:6], k, v, table[5:6], lens[5:6], 0.09, min_split=min_split)
     assert torch.equal(alone[0], outs[0][5])
+
+
+@pytest.mark.parametrize(
+    ("group", "kv_heads", "dim", "page"),
+    [(4, 8, 128, 16), (8, 1, 128, 16), (8, 2, 64, 64), (16, 1, 256, 16), (1, 2, 128, 64)],
+)
+@pytest.mark.parametrize("min_split", [64, 256])
+@pytest.mark.parametrize("norms", [False, True])
+def test_rope_paged_decode(
+    random: torch.Generator,
+    group: int,
+    kv_heads: int,
+    dim: int,
+    page: int,
+    min_split: int,
+    norms: bool,
+) -> None:
+    """In a graph, replay after replay; what no row owns, padding's pages included, stays as it is."""
+    lens = torch.tensor([1000, 0, 64, 65], device="cuda").int()
+    table = torch.randperm(4 * 70, generator=random, device="cuda").int().view(4, 70)
+    pool = rand(random, 2, 4 * 70, page, kv_heads, dim)
+    qkv = rand(random, 4, (group + 2) * kv_heads, dim)
+    q, k, v = qkv.split((group * kv_heads, kv_heads, kv_heads), 1)
+    inverse = 1e4 ** -(torch.arange(0, dim, 2, device="cuda") / dim)
+    weights = (rand(random, dim), rand(random, dim)) if norms else (None, None)
+    table_of_angles = rope.cos_sin_cache(inverse, 1024)
+    fresh = attention_reference.Fresh(k, v, table_of_angles, *weights, 1e-5)
+    wide_weights = (weight.float() if weight is not None else None for weight in weights)
+    wide = attention_reference.Fresh(k.float(), v.float(), table_of_angles, *wide_weights, 1e-5)
+    want_pool = pool.float()
+    args = (table, lens, 0.09)
+    want = attention_reference.rope_paged_decode(q.float(), *want_pool, *args, wide)
+    real = lens > 0
+    ends = lens.long()[real] - 1
+    pages = table.long()[real].gather(1, ends[:, None] // page).squeeze(1)
+    pool[:, pages, ends % page] = torch.nan
+    rest = torch.ones(pool.shape[1:3], dtype=torch.bool, device="cuda")
+    rest[pages, ends % page] = False
+    before = pool.clone()
+
+    def run() -> torch.Tensor:
+        out: torch.Tensor = decode.paged_decode(q, *pool, *args, min_split=min_split, fresh=fresh)
+        return out
+
+    first = run().clone()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    for _ in range(20):
+        pool[:, pages, ends % page] = torch.nan
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, first)
+        assert torch.equal(pool[:, rest], before[:, rest])
+        assert error(pool[:, ~rest], want_pool[:, ~rest]) < 6e-3
+    assert error(first, want) < 8e-3
+    assert bool((first[1] == 0).all())
