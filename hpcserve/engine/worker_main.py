@@ -190,6 +190,7 @@ def _profile(
             profiler.start(Path(message.folder))
         elif message.moment:
             path = str(profiler.stop(message.moment))
+            logger.info("wrote %s", path)
         else:
             profiler.discard()
     except EngineError as error:

@@ -52,9 +52,9 @@ async def _profile(config: EngineConfig, folder: Path, ranks: list[str], name: s
     taken.write_text("")
     async with await EngineClient.open(config) as client:
         expected = await _generate(client)
-        with pytest.raises(EngineError, match="stop_profile: .*no profile is being taken"):
+        with pytest.raises(EngineError, match=r"stop_profile: .*no profile is being taken"):
             await client.stop_profile()
-        with pytest.raises(EngineError, match="start_profile: .*cannot write profiles") as raised:
+        with pytest.raises(EngineError, match=r"start_profile: .*cannot write profiles") as raised:
             await client.start_profile(str(taken / "inner"))
         assert name in str(raised.value)
         with pytest.raises(EngineError, match="no profile is being taken"):
@@ -80,7 +80,7 @@ async def _refuse_by_one(client: EngineClient, folder: Path) -> None:
     """Replica 1 records already: its core alone was asked to."""
     other = client._replicas.members[1]
     await client._calls.ask([other], "start_profile", str(folder / "own"))
-    with pytest.raises(EngineError, match="^start_profile: replica 1: .*already"):
+    with pytest.raises(EngineError, match=r"^start_profile: replica 1: .*already"):
         await client.start_profile(str(folder / "both"))
     with pytest.raises(EngineError, match="replica 0: no profile") as raised:
         await client.stop_profile()
@@ -111,7 +111,7 @@ def executor(kit, folder_of, tmp_path, monkeypatch):
 def test_one_rank_that_fails_is_named_and_none_goes_on(executor, tmp_path):
     with pytest.raises(EngineError, match=r"^rank 1 \(dp 0, pp 0, tp 1;.*no permission$"):
         executor.start_profile(str(tmp_path / "refused"))
-    with pytest.raises(EngineError, match="^no profile"):
+    with pytest.raises(EngineError, match=r"^no profile"):
         executor.stop_profile("noon")
     # Where rank 0 still recorded, this would be refused.
     executor.start_profile(str(tmp_path / "traces"))
