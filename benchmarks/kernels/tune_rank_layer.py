@@ -23,7 +23,6 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 from tune_decode_layer import (  # noqa: E402
-    CONFIGS,
     DEVICE,
     DRY_RUN,
     MARGIN,
@@ -31,6 +30,7 @@ from tune_decode_layer import (  # noqa: E402
     Setting,
     Shape,
     compile_all,
+    configs_for,
     first_setting,
     product,
     require_gpu,
@@ -87,7 +87,7 @@ def head_config(vocab: int, hidden: int, rows: int) -> Any:
     weights = [torch.randn(vocab, hidden, device=DEVICE).bfloat16() / 64 for _ in range(2)]
     x = torch.randn(rows, hidden, device=DEVICE).bfloat16()
     best, best_us = None, measure(lambda x, w: product(None, x, w), [(x, w) for w in weights])
-    for config in CONFIGS:
+    for config in configs_for(rows):
         if not small_m_triton.fits(config, vocab, hidden):
             continue
         us = measure(lambda x, w, c=config: product(c, x, w), [(x, w) for w in weights])
@@ -139,7 +139,7 @@ def main() -> int:
     usual = "tiny" if DRY_RUN else "llama-3.1-70b"
     parser.add_argument("--shape", default=usual, choices=sorted(SHAPES))
     parser.add_argument("--tp", type=int, nargs="+", default=[2] if DRY_RUN else [4, 8])
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--context", type=int, default=40 if DRY_RUN else 1024)
     parser.add_argument("--out", type=Path, default=None if DRY_RUN else TABLE_FILE)
     parser.add_argument("--dry-run", action="store_true")
