@@ -20,7 +20,7 @@ __all__ = [
 
 #: Decodes of so many rows and less leave most of a GPU idle: measured on an H200, they are faster
 #: with parts of at least FEW_SPLIT tokens, and with rotation and KV write in the same launch (in a
-#: layer of Llama-3.1-8B 1.0 us less at 1 row, 0.3 to 0.5 at 2 and 4).
+#: layer of Llama-3.1-8B 1.0 us less at 1 row, 0.3 at 2, 0.6 at 4).
 FEW_ROWS, FEW_SPLIT = 4, 64
 #: One program has all q heads of a kv head, since it alone may read the token that it writes.
 _ROTATED_GROUP = 16
