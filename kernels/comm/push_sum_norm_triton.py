@@ -113,7 +113,19 @@ def _push_kernel(
     KIND: tl.constexpr = total_ptr.dtype.element_ty
     first = row * size
     total = sum_of_row(
-        part_0, part_1, part_2, part_3, part_4, part_5, part_6, part_7, first, cols, mask, KIND, SIZE
+        part_0,
+        part_1,
+        part_2,
+        part_3,
+        part_4,
+        part_5,
+        part_6,
+        part_7,
+        first,
+        cols,
+        mask,
+        KIND,
+        SIZE,
     )
     rounded, out = add_and_norm(total, residual, weight, size, eps, KIND)
     _push(out_0, out_1, out_2, out_3, out_4, out_5, out_6, out_7, first, cols, mask, out, SIZE)

@@ -54,7 +54,19 @@ def _sum_kernel(
     KIND: tl.constexpr = total_ptr.dtype.element_ty
     first = row * size
     total = sum_of_row(
-        part_0, part_1, part_2, part_3, part_4, part_5, part_6, part_7, first, cols, mask, KIND, SIZE
+        part_0,
+        part_1,
+        part_2,
+        part_3,
+        part_4,
+        part_5,
+        part_6,
+        part_7,
+        first,
+        cols,
+        mask,
+        KIND,
+        SIZE,
     )
     rounded, out = add_and_norm(total, residual, weight, size, eps, KIND)
     tl.store(total_ptr + first + cols, rounded, mask=mask)

@@ -70,9 +70,7 @@ class Rank:
             tuple(one.data_ptr() for one in memory.outputs[turn % 2]),
         )
         whole = self.way == "mixed" or turn % 3 == 1
-        return push_sum_norm_triton.push_sum_norm(
-            peers, outputs, residual, self.weight, EPS, whole
-        )
+        return push_sum_norm_triton.push_sum_norm(peers, outputs, residual, self.weight, EPS, whole)
 
     def run(self, rounds: int) -> None:
         wanted_total = residual = part_of(self.size, 0, self.shape)
@@ -82,9 +80,7 @@ class Rank:
             parts = [part_of(one, turn, self.shape) for one in range(self.size)]
             self.memory.parts[turn % 2][self.rank].copy_(parts[self.rank])
             normed, total = self.sum(turn, residual)
-            wanted, wanted_total = reference.sum_add_rms_norm(
-                parts, wanted_total, self.weight, EPS
-            )
+            wanted, wanted_total = reference.sum_add_rms_norm(parts, wanted_total, self.weight, EPS)
             time.sleep(random.random() * 0.05)
             torch.testing.assert_close(before, wanted_before, **TOLERANCE)
             torch.testing.assert_close(normed, wanted, **TOLERANCE)
