@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from hpcserve.distributed.comm_base import Communicator, PeerOutputs, PeerParts
 from hpcserve.distributed.comm_torch import TorchComm
+from hpcserve.envs import HPCSERVE_FUSED_BYTES, HPCSERVE_PUSHED_BYTES, EnvVar
 
 #: Ranks -> bytes up to which one-shot beats two-shot with its two copies (measured on H200).
 ONE_SHOT_BYTES = {2: 1 << 20, 3: 512 << 10, 4: 512 << 10, 5: 256 << 10, 6: 256 << 10, 8: 256 << 10}
@@ -49,8 +50,9 @@ class SymmMemComm(Communicator):
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
         self._name = group.group_name
         self._one_shot_bytes = ONE_SHOT_BYTES.get(self._size, 128 << 10)
-        self._fused_bytes = FUSED_BYTES.get(self._size, 0)
-        self._pushed_bytes = PUSHED_BYTES.get(self._size, 0)
+        self._fused_bytes = _limit(HPCSERVE_FUSED_BYTES, FUSED_BYTES, self._size)
+        pushed_bytes = _limit(HPCSERVE_PUSHED_BYTES, PUSHED_BYTES, self._size)
+        self._pushed_bytes = min(pushed_bytes, MAX_PUSHED_BYTES)
         self._device = device
         self._buffer, _ = self._shared(TWO_SHOT_BYTES)
         parts = [self._shared(TWO_SHOT_BYTES) for _ in range(2)]
@@ -159,6 +161,12 @@ class SymmMemComm(Communicator):
 
     def reduce_scatter(self, x: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         return self._torch.reduce_scatter(x, rank, size)
+
+
+def _limit(variable: EnvVar[int | None], measured: dict[int, int], size: int) -> int:
+    """What the variable says, or else what was measured; nothing where neither was."""
+    said = variable.get()
+    return measured.get(size, 0) if said is None else said
 
 
 def _view(memory: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -26,4 +26,6 @@ def test_serving_path(path, said_for_hopper):
     at_start = {(facts["kernel"], facts["variant"]) for facts in said[:serving]}
     later = {(facts["kernel"], facts["variant"]) for facts in said[serving + 1 :]}
     assert "_decode_kernel" in {name for name, _ in later}
+    if "--fused" in path:
+        assert {"_sum_kernel", "_push_kernel"} <= {name for name, _ in later}
     assert later - at_start == set()

@@ -1,7 +1,7 @@
 """A rank that sums as ranks on GPUs do, on a CPU: files for symmetric memory, kernels interpreted.
 
-Sums of a row are made in one shot, those of up to 24 are pushed, larger ones go by gloo.
-What an operation leaves undefined is NaN here, so that nothing can read it unnoticed.
+What is larger than the variables of the environment say goes by gloo. What an operation leaves
+undefined is NaN here, so that nothing can read it unnoticed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from hpcserve.distributed.comm_symm_mem import SymmMemComm
 from hpcserve.layers import norm
 from hpcserve.log import get_logger
 
-ROW_BYTES = 64 * 4
 logger = get_logger(__name__)
 
 
@@ -29,7 +28,6 @@ class FileMemoryComm(SymmMemComm):
         self._made = 0
         self._members = dist.get_process_group_ranks(group)
         super().__init__(group, device)
-        self._fused_bytes, self._pushed_bytes = ROW_BYTES, 24 * ROW_BYTES
 
     def _shared(self, num_bytes: int) -> tuple[torch.Tensor, tuple[int, ...]]:
         self._made += 1

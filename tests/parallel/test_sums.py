@@ -6,6 +6,9 @@ import pytest
 
 pytest.importorskip("triton")
 
+#: Of hidden states in fp32.
+ROW_BYTES = 64 * 4
+
 
 @pytest.mark.parametrize(
     ("model_type", "layout"),
@@ -17,6 +20,9 @@ pytest.importorskip("triton")
 )
 def test_text_is_that_of_one(complete, expected, monkeypatch, tmp_path, capfd, model_type, layout):
     monkeypatch.setenv("SUMS_FOLDER", str(tmp_path))
+    # One row; up to 24; and prompts are longer.
+    monkeypatch.setenv("HPCSERVE_FUSED_BYTES", str(ROW_BYTES))
+    monkeypatch.setenv("HPCSERVE_PUSHED_BYTES", str(24 * ROW_BYTES))
     found = complete("sum_core", model_type, layout, 4)
     wanted = expected(model_type)[:4]
     assert found == [*wanted, wanted[3]]
