@@ -8,14 +8,15 @@
     python benchmarks/parallel_check.py dispatch --gpus 4 --out dispatch.json
 
 equality: greedy text of tiny-chat and of a random mixture of experts under every layout that fits,
-against one GPU, in fp32; --only takes some of the layouts. steps: decode steps of a model's shape
+against one GPU, in fp32. steps: decode steps of a model's shape
 with dummy weights, straight on the executor. replicas: sharegpt-like requests for one GPU, and as
 many times more for --gpus replicas. experts: a mixture of experts on one GPU, by TP and EP, and with
 DP attention: steps with the number of distinct experts that they hit, and offline throughput.
 sockets: two launchers of half the GPUs each, without NVLink and shared memory as between nodes:
 right answers, and the throughput of TP, TP x PP 2 and DP 2. dispatch: one layer of experts that
 replicas share, by every way in which tokens may reach them: the same result, and microseconds a
-call at --tokens of each replica. With --device cpu every shape is tiny:
+call at --tokens of each replica. --only takes some of the layouts of equality, experts, replicas
+and sockets. With --device cpu every shape is tiny:
 to try the program. The last line printed is the JSON; --out writes it as well, after every case.
 """
 
@@ -140,7 +141,7 @@ def equality(args: argparse.Namespace) -> list[dict]:
             ("mixture, DP attention, all-to-all", sparse, SHARED, "alltoall"),
         ):
             wanted = [one for one in layouts if num_ranks(one) <= args.gpus]
-            wanted = [one for one in wanted if not args.only or one in args.only]
+            wanted = [one for one in wanted if parallel_layouts.wanted(args, one)]
             if not wanted:
                 continue
             expected, _, _ = texts_of(model, args.device, "one")
@@ -260,7 +261,8 @@ def main() -> int:
         "dispatch": parallel_dispatch.dispatch,
     }
     parser.add_argument("check", choices=checks)
-    parser.add_argument("--only", nargs="+", help="layouts of equality, such as 'tp=2 pp=2'")
+    parser.add_argument("--only", nargs="+", help="layouts, such as 'tp=2 pp=2', 'dp=1' or 'one'")
+    parser.add_argument("--no-hits", action="store_true", help="experts: do not count those hit")
     parser.add_argument("--requests", type=int, default=1000, help="for each GPU of replicas")
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))

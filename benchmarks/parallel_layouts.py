@@ -36,6 +36,10 @@ TINY = {
 Note = Callable[[dict], None]
 
 
+def wanted(args: argparse.Namespace, layout: str) -> bool:
+    return not args.only or layout in args.only
+
+
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
@@ -107,29 +111,36 @@ def replicas(args: argparse.Namespace, note: Note) -> None:
         model = shape_folder(args.shape, Path(temporary), args.device)
         alone = None
         for count in (1, args.gpus):
+            if not wanted(args, f"dp={count}"):
+                continue
             found = throughput(model, args.device, args.requests * count, count, dp=count)
-            alone = alone or found["output_tok_s"]
-            times = found["output_tok_s"] / alone
-            note({"shape": args.shape, "dp": count, **found, "times_one": round(times, 3)})
+            alone = found["output_tok_s"] if count == 1 else alone
+            times = {"times_one": round(found["output_tok_s"] / alone, 3)} if alone else {}
+            note({"shape": args.shape, "dp": count, **found, **times})
 
 
 # ---------------------------------------------------------------- mixtures of experts
 
-EXPERT_LAYOUTS = (
-    {},
-    {"tp": 4, "ep": 4},
-    {"dp": 4, "ep": 4, "enable_dp_attention": True},
-    {"dp": 4, "ep": 4, "enable_dp_attention": True, "moe_dispatch": "alltoall"},
-)
+EXPERT_LAYOUTS = {
+    "one": {},
+    "tp=4 ep=4": {"tp": 4, "ep": 4},
+    "dp=4 ep=4": {"dp": 4, "ep": 4, "enable_dp_attention": True},
+    "dp=4 ep=4 alltoall": {
+        "dp": 4,
+        "ep": 4,
+        "enable_dp_attention": True,
+        "moe_dispatch": "alltoall",
+    },
+}
 
 
 def experts(args: argparse.Namespace, note: Note) -> None:
     """Decode steps with the distinct experts that they hit, and offline throughput."""
     with tempfile.TemporaryDirectory() as temporary:
         model = shape_folder(args.shape, Path(temporary), args.device)
-        for layout in EXPERT_LAYOUTS:
+        for name, layout in EXPERT_LAYOUTS.items():
             gpus = layout.get("tp", 1) * layout.get("dp", 1)
-            if gpus > args.gpus:
+            if gpus > args.gpus or not wanted(args, name):
                 continue
             named = {"shape": args.shape, **layout}
             for row in expert_steps(model, args, layout, Path(temporary) / "hits.json"):
@@ -142,6 +153,8 @@ def expert_steps(
 ) -> list[dict]:
     """A run for the times, and one for the experts, whose counting takes time itself."""
     rows = step_times(model, args, layout)
+    if args.no_hits:
+        return rows
     os.environ["HPCSERVE_EXPERT_HITS_FILE"] = str(hits_file)
     try:
         step_times(model, args, layout, num_steps=8)
@@ -276,6 +289,8 @@ def sockets(
             large = ["--load-format", "dummy", "--max-total-tokens", "8192"]
             large += ["--max-running-requests", "16", "--context-length", "1024"]
         for layout in socket_layouts(args.gpus):
+            if not wanted(args, layout):
+                continue
             with two_launchers(model, args, layout, small, logs) as served:
                 found = _all(served.url, prompts, len(expected[0]))
                 same = sum(a == b for a, b in zip(found, expected, strict=True))

@@ -69,7 +69,8 @@ def run(device: str, dtype: torch.dtype, dry_run: bool) -> list[Result]:
         sweeps = [(m, n, k, [c]) for m, n, k, c in shapes.SMALL]
         dtype = torch.float16
     else:
-        sweeps = [(m, n, k, list(small_m_triton.CANDIDATES)) for m, n, k in shapes.FULL]
+        few, wide = small_m_triton.CANDIDATES, small_m_triton.WIDE_CANDIDATES
+        sweeps = [(m, n, k, list(few if m <= 16 else wide)) for m, n, k in shapes.FULL]
     for rows, n, k, configs in sweeps:
         fitting = [config for config in configs if small_m_triton.fits(config, n, k)]
         result, winner = _sweep(rows, n, k, fitting, device, dtype, dry_run)

@@ -26,31 +26,31 @@ if DRY_RUN:
     os.environ["TRITON_INTERPRET"] = "1"
 
 import torch  # noqa: E402
-from harness import measure, require_gpu  # noqa: E402
+from harness import require_gpu  # noqa: E402
 
 from hpcserve.kernels.attention import paged_decode_triton  # noqa: E402
 from hpcserve.kernels.attention.reference import Fresh  # noqa: E402
 from hpcserve.kernels.gemm import reference, small_m_triton  # noqa: E402
 from hpcserve.kernels.launch import dependent  # noqa: E402
 from hpcserve.ops.activation import silu_and_mul  # noqa: E402
-from hpcserve.ops.norm import add_rms_norm, rms_norm  # noqa: E402
+from hpcserve.ops.norm import add_rms_norm  # noqa: E402
 from hpcserve.ops.rope import cos_sin_cache, rope_kv_write  # noqa: E402
-from hpcserve.ops.sampling import argmax  # noqa: E402
 
 CONFIGS: list[tuple[int, int, int, int, int]] = [
     (64, 128, 1, 4, 5), (64, 128, 2, 4, 5), (64, 128, 4, 4, 5), (64, 256, 1, 4, 4),
     (64, 256, 2, 4, 4), (64, 256, 4, 4, 4), (32, 256, 1, 4, 5), (32, 256, 2, 4, 5),
-    (128, 128, 1, 8, 4), (128, 128, 2, 8, 4), (64, 128, 1, 4, 3),
+    (128, 128, 1, 8, 4), (128, 128, 2, 8, 4), (64, 128, 1, 4, 3), (64, 256, 3, 4, 4),
+    (64, 128, 3, 4, 5), (64, 256, 6, 4, 4), (64, 128, 6, 4, 5),
 ]  # fmt: skip
-#: Where cuBLAS was chosen and the own kernel must be.
-OWN: tuple[int, int, int, int, int] = (64, 256, 2, 4, 4)
+#: For more than 16 rows.
+WIDE_CONFIGS = list(small_m_triton.WIDE_CANDIDATES)
 LAYERS = 6
 PAGE = 16
 DEVICE = "cuda"
 _CALLS = itertools.count(1)
 if DRY_RUN:
-    CONFIGS = [(16, 32, 1, 4, 2), (16, 16, 2, 4, 2)]
-    OWN, LAYERS, DEVICE = CONFIGS[1], 1, "cpu"
+    CONFIGS = WIDE_CONFIGS = [(16, 32, 1, 4, 2), (16, 16, 2, 4, 2)]
+    LAYERS, DEVICE = 1, "cpu"
 #: A configuration must be faster by this much to replace the one before it.
 MARGIN = 0.997
 
@@ -77,12 +77,11 @@ class Shape:
 @dataclass(frozen=True)
 class Setting:
     """Configuration of each linear, None for cuBLAS; which ones are gated; of the
-    attention, (tile, min_split); deferred: norms without a kernel of their own; rotates: the
-    attention rotates q and k and writes the last token's k and v itself."""
+    attention, (tile, min_split); rotates: the attention rotates q and k and writes the last
+    token's k and v itself."""
 
     configs: dict[str, Any] = field(default_factory=dict)
     gated: bool = False
-    deferred: bool = False
     rotates: bool = False
     attention: tuple[Any, int] = ((64, 4, 3), 256)
 
@@ -129,34 +128,19 @@ class Chain:
 
     def run(self, setting: Setting, attend: Any = None) -> torch.Tensor:
         s, x, residual = self.shape, self.x, self.x
-        deferred = None
         for w, (k_cache, v_cache) in zip(self.weights, self.pools, strict=True):
-            if deferred is None:
-                normed, residual = add_rms_norm(x, residual, self.gain, 1e-5)
-            else:
-                normed, residual = deferred
+            normed, residual = add_rms_norm(x, residual, self.gain, 1e-5)
             qkv = product(setting.configs.get("qkv"), normed, w["qkv"])
             q, k, v = qkv.view(self.rows, -1, s.dim).split((s.heads, s.kv_heads, s.kv_heads), 1)
             out = self.attend(q, k, v, k_cache, v_cache, setting, attend)
             out = out.view(self.rows, -1)
-            if setting.deferred:
-                normed, residual = small_m_triton.linear_add_norm(
-                    out, w["o"], None, residual, self.gain, 1e-5, setting.configs["o"]
-                )
-            else:
-                x = product(setting.configs.get("o"), out, w["o"])
-                normed, residual = add_rms_norm(x, residual, self.gain, 1e-5)
+            x = product(setting.configs.get("o"), out, w["o"])
+            normed, residual = add_rms_norm(x, residual, self.gain, 1e-5)
             hidden = product(setting.configs.get("gate_up"), normed, w["gate_up"], setting.gated)
             if not setting.gated:
                 hidden = silu_and_mul(hidden)
-            if setting.deferred:
-                deferred = small_m_triton.linear_add_norm(
-                    hidden, w["down"], None, residual, self.gain, 1e-5, setting.configs["down"]
-                )
-                residual = deferred[1]
-            else:
-                x = product(setting.configs.get("down"), hidden, w["down"])
-        return residual if setting.deferred else x + residual
+            x = product(setting.configs.get("down"), hidden, w["down"])
+        return x + residual
 
     def attend(
         self, q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, setting: Setting, other: Any
@@ -234,30 +218,19 @@ def compile_all() -> None:
 
 def compile_some(job: int, jobs: int) -> None:
     weight = torch.zeros(8448, 4096, device="cuda", dtype=torch.bfloat16)
-    x = torch.zeros(1, 4096, device="cuda", dtype=torch.bfloat16)
-    for i, (config, gates, programmatic) in enumerate(
-        itertools.product(CONFIGS, (False, True), (True, False))
+    few = [(config, 1) for config in CONFIGS]
+    wide = [(config, rows) for config in WIDE_CONFIGS for rows in (32, 64)]
+    for i, ((config, rows), gates, programmatic) in enumerate(
+        itertools.product(few + wide, (False, True), (True, False))
     ):
         if i % jobs == job:
+            x = torch.zeros(rows, 4096, device="cuda", dtype=torch.bfloat16)
             dependent.available = lambda device, on=programmatic: on
             product(config, x, weight, gates)
-            if programmatic:
-                compile_deferred(config, x, weight, gates)
 
 
-def compile_deferred(config: Any, x: torch.Tensor, weight: torch.Tensor, gates: bool) -> None:
-    """As the producer of a norm, and as the consumer of one that each width of tile made."""
-    small_m_triton.linear_add_norm(x, weight[:4096], None, x, x[0], 1e-5, config)
-    for block in {block for block, *_ in CONFIGS}:
-        squares = torch.zeros(4096 // block, small_m_triton.BLOCK_M, device="cuda")
-        norm = reference.DeferredNorm(x, squares, 1e-5)
-        small_m_triton.linear(norm, weight, None, None, config, gates)
-
-
-def deferred(setting: Setting) -> Setting:
-    """The same with deferred norms, and the own kernel wherever cuBLAS was chosen."""
-    own = {name: config or OWN for name, config in setting.configs.items()}
-    return replace(setting, configs=own, deferred=True)
+def configs_for(rows: int) -> list[Any]:
+    return CONFIGS if rows <= 16 else WIDE_CONFIGS
 
 
 def tune(chain: Chain, start: Setting, log: list[Any]) -> Setting:
@@ -266,12 +239,10 @@ def tune(chain: Chain, start: Setting, log: list[Any]) -> Setting:
     for name in ("gate_up", "down", "qkv", "o", "gate_up"):
         n, k = chain.shape.sizes[name]
         found = best
-        for config, gated in itertools.product([None, *CONFIGS], (False, True)):
+        for config, gated in itertools.product([None, *configs_for(chain.rows)], (False, True)):
             if gated and (name != "gate_up" or config is None):
                 continue
             if config is not None and not small_m_triton.fits(config, n, k):
-                continue
-            if config is None and start.deferred:
                 continue
             setting = best.with_(name, config, gated)
             us = chain.measure(setting)
@@ -285,27 +256,6 @@ def tune(chain: Chain, start: Setting, log: list[Any]) -> Setting:
             flush=True,
         )
     return best
-
-
-def head_sweep(shape: Shape, rows: int, log: list[Any]) -> None:
-    """The output head between a norm and the choice of a token."""
-    weights = [torch.randn(128256, 4096, device="cuda").bfloat16() / 64 for _ in range(2)]
-    x, gain = torch.randn(rows, 4096, device="cuda").bfloat16(), torch.ones(4096, device="cuda")
-    times = {}
-    for config in [None, *CONFIGS]:
-        if config is None or small_m_triton.fits(config, 128256, 4096):
-            times[str(config)] = measure(
-                lambda x, w, c=config: argmax(product(c, rms_norm(x, gain.bfloat16(), 1e-5), w)),
-                [(x, w) for w in weights],
-            )
-    log.append((rows, "lm_head", times))
-    print(
-        f"rows {rows} lm_head:",
-        sorted((round(us, 1), c) for c, us in times.items())[:4],
-        "cublas",
-        times["None"],
-        flush=True,
-    )
 
 
 def race_check(chain: Chain, setting: Setting) -> str:
@@ -385,15 +335,10 @@ def main() -> int:
         log.append((rows, "start", plain, pdl))
         best = attention_sweep(chain, start, log)
         best = tune(chain, best, log)
-        for other in (replace(best, rotates=True), replace(deferred(best), rotates=True)):
-            print(f"rows {rows}: {chain.measure(other):.2f} us a layer: {other}", flush=True)
-            print(race_check(chain, other), flush=True)
-            log.append((rows, "rotates", other.deferred, chain.measure(other)))
-        other = tune(chain, deferred(best), log)
-        print(f"rows {rows}: deferred norms {chain.measure(other):.2f} us a layer", flush=True)
-        print("deferred:", race_check(chain, other), flush=True)
-        if chain.measure(other) < chain.measure(best) * MARGIN:
-            best = other
+        other = replace(best, rotates=not best.rotates)
+        print(f"rows {rows}: {chain.measure(other):.2f} us a layer: {other}", flush=True)
+        log.append((rows, "rotates", other.rotates, chain.measure(other)))
+        print(race_check(chain, best), flush=True)
         for columns in (128, 512):
             small_m_triton.PREFETCH = columns
             log.append((rows, "prefetch", columns, chain.measure(best)))

@@ -9,7 +9,7 @@ from hpcserve.ops._dispatch import kernel, use_kernel
 from hpcserve.ops.activation import silu_and_mul
 
 #: More rows than this always go to cuBLAS; checked here to keep the common path to one branch.
-MAX_ROWS = 16
+MAX_ROWS = 64
 
 
 def linear(

@@ -2,31 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch.nn import functional as F
 
 from ..activation.reference import silu_and_mul
-
-
-class DeferredNorm(NamedTuple):
-    """RMSNorm of rows whose division is left to the linear layer that reads them.
-
-    scaled [..., H]: the rows times the norm's weight.  squares [parts, at least rows], float32:
-    sums of the rows' squares over parts of H, to be added up.
-    """
-
-    scaled: torch.Tensor
-    squares: torch.Tensor
-    eps: float
-
-    def normed(self) -> torch.Tensor:
-        """The norm itself, [..., H]."""
-        size = self.scaled.shape[-1]
-        rows = self.scaled.float().reshape(-1, size)
-        mean = self.squares.sum(0)[: len(rows), None] / size
-        return (rows * torch.rsqrt(mean + self.eps)).to(self.scaled.dtype).view_as(self.scaled)
 
 
 def linear(
@@ -53,17 +32,3 @@ def gated_linear(
 ) -> torch.Tensor:
     """silu(gate) * up [..., N / 2], where linear(x, weight, bias) holds gate, then up."""
     return silu_and_mul(linear(x, weight, bias))
-
-
-def linear_add_norm(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor,
-    gain: torch.Tensor,
-    eps: float,
-) -> tuple[DeferredNorm, torch.Tensor]:
-    """(RMSNorm with weight `gain` of total, total), total = linear(x, weight, bias, residual)."""
-    total = linear(x, weight, bias, residual)
-    squares = total.float().square().sum(-1).reshape(1, -1)
-    return DeferredNorm((total.float() * gain.float()).to(total.dtype), squares, eps), total

@@ -4,6 +4,9 @@ SMALL = [
     (1, 64, 64, (16, 32, 1, 4, 2)),
     (5, 64, 96, (32, 32, 3, 4, 2)),
     (16, 32, 64, (32, 16, 4, 4, 2)),
+    (17, 64, 64, (32, 32, 1, 4, 2)),
+    (50, 32, 96, (16, 16, 3, 4, 2)),
+    (64, 32, 64, (32, 16, 2, 4, 2)),
 ]
 #: Weights of Llama-3.1-8B (qkv, o, gate-up, down, lm_head), of Qwen3-0.6B, of 70B at TP 8.
 WEIGHTS = [
@@ -22,4 +25,4 @@ WEIGHTS = [
     (7168, 8192),
     (8192, 3584),
 ]
-FULL = [(rows, n, k) for n, k in WEIGHTS for rows in (1, 2, 4, 8, 16)]
+FULL = [(rows, n, k) for n, k in WEIGHTS for rows in (1, 2, 4, 8, 16, 32, 64)]

@@ -49,8 +49,12 @@ def error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).norm() / want.norm())
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-@pytest.mark.parametrize("rows", [1, 3, 16])
+WIDE = small_m.WIDE_CANDIDATES[::4]
+CASES = [(rows, one) for rows in (1, 3, 16) for one in CONFIGS]
+CASES += [(rows, one) for rows in (17, 50, 64) for one in WIDE]
+
+
+@pytest.mark.parametrize(("rows", "config"), CASES)
 @pytest.mark.parametrize("gates", [False, True])
 def test_small_m(random: torch.Generator, rows: int, config: Any, gates: bool) -> None:
     x, weight, bias = rand(random, rows, 4096), rand(random, 6144, 4096) / 64, rand(random, 6144)

@@ -145,8 +145,11 @@ def matrix_products():
     for config in small_m_triton.CANDIDATES[1::11]:
         small_m_triton.linear(x, weight, x[0], x, config)
     for config in small_m_triton.CANDIDATES[5::2][:2]:
-        norm, _ = small_m_triton.linear_add_norm(x, weight, None, x, x[0], 1e-6, config)
-        small_m_triton.linear(norm, weight, x[0], None, config, gates=True)
+        small_m_triton.linear(x, weight, x[0], None, config, gates=True)
+    wide = torch.zeros(64, 4096, dtype=BF16)
+    for config in small_m_triton.WIDE_CANDIDATES[::5]:
+        small_m_triton.linear(wide[:24], weight, None, None, config)
+        small_m_triton.linear(wide, weight, None, None, config, gates=True)
 
 
 def ranks():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hpcserve.kernels.gemm import reference, shapes
+from hpcserve.kernels.gemm import shapes
 from hpcserve.kernels.gemm.tuned import GATED, TUNED
 from hpcserve.ops import gemm
 
@@ -59,32 +59,6 @@ def test_gated_linear(random, poisoned, rows, size_n, size_k, config, dtype):
         )
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("gates", [False, True])
-@pytest.mark.parametrize(("rows", "size_n", "size_k", "config"), shapes.SMALL)
-def test_norm_between_two_products(random, poisoned, rows, size_n, size_k, config, gates, dtype):
-    """x [M, K] -> N -> K, or silu(gate) * up: no kernel for the norm of the N values."""
-    x, weight, bias, residual = make(random, rows, size_n, size_k, dtype)
-    _, after, after_bias, _ = make(random, rows, size_k, size_n, dtype)
-    gain = torch.randn(size_n, generator=random).to(dtype)
-    back = (config[0], 16, 2, 4, 2)
-    assert small_m.fits(back, size_k, size_n)
-    small_m._counters(x.device)[:] = 0
-    arguments = (x, weight, bias, residual, gain, 1e-5)
-    want_norm, want_total = reference.linear_add_norm(
-        *(a.double() if isinstance(a, torch.Tensor) else a for a in arguments)
-    )
-    norm, total = small_m.linear_add_norm(*arguments, config)
-    tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
-    torch.testing.assert_close(total.double(), want_total, **tolerance)
-    torch.testing.assert_close(norm.normed().double(), want_norm.normed(), **tolerance)
-    run = reference.gated_linear if gates else reference.linear
-    want = run(want_norm.normed(), after.double(), after_bias.double())
-    outs = [small_m.linear(norm, after, after_bias, None, back, gates) for _ in range(2)]
-    torch.testing.assert_close(outs[0].double(), want, **tolerance)
-    assert torch.equal(outs[0], outs[1])
-
-
 def test_strided_rows_and_more_dimensions(random, poisoned):
     x, weight, _, residual = make(random, 4, 64, 64, torch.float32)
     wide = torch.randn(4, 100, generator=random)
@@ -113,6 +87,8 @@ def test_table_is_asked_by_shape(random, monkeypatch):
 def test_shipped_table_fits_its_shapes():
     for table in (*TUNED.values(), *GATED.values()):
         for (rows, size_n, size_k), config in table.items():
-            assert rows in (1, 2, 4, 8, 16)
+            assert rows in (1, 2, 4, 8, 16, 32, 64)
             assert small_m.fits(config, size_n, size_k)
-    assert all(len(config) == 5 for config in small_m.CANDIDATES)
+    every = small_m.CANDIDATES + small_m.WIDE_CANDIDATES
+    assert all(len(config) == 5 for config in every)
+    assert gemm.MAX_ROWS == small_m.MAX_ROWS
