@@ -28,8 +28,6 @@ import torch.multiprocessing as mp
 
 HIDDEN = 8192
 MOST_BYTES = 8 << 20
-#: Memory for outputs of `pushed`, as in comm_symm_mem; above, it is two_shot by another name.
-MOST_PUSHED_BYTES = 4 << 20
 CALLS = 20
 REPLAYS = 20
 EPS = 1e-5
@@ -43,6 +41,7 @@ def ways_of(comm, tp, *, copies: bool) -> dict[str, Way]:
     copies: False leaves parts in the communicator's memory as they are, since a matrix product
     would have made them there: for timing alone.
     """
+    from hpcserve.distributed.comm_symm_mem import MAX_PUSHED_BYTES
     from hpcserve.layers.norm import RMSNorm
     from hpcserve.ops.norm import add_rms_norm
 
@@ -73,8 +72,8 @@ def ways_of(comm, tp, *, copies: bool) -> dict[str, Way]:
 
     return {
         "fused": partial(summed_by_norm, MOST_BYTES, 0, False),
-        "pushed": partial(summed_by_norm, 0, MOST_BYTES, True),
-        "pushed_whole": partial(summed_by_norm, 0, MOST_BYTES, False),
+        "pushed": partial(summed_by_norm, 0, MAX_PUSHED_BYTES, True),
+        "pushed_whole": partial(summed_by_norm, 0, MAX_PUSHED_BYTES, False),
         "two_shot": two_shot,
         "copied": copied,
         "nccl": nccl,
@@ -82,23 +81,31 @@ def ways_of(comm, tp, *, copies: bool) -> dict[str, Way]:
 
 
 def is_right(
-    way: Way, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, *, chained: bool
+    name: str, way: Way, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
 ) -> bool:
-    """Whether it is on every rank.  chained: of the total, just the rows of a rank need be right."""
+    """Whether it is on every rank, and what the norm sums of the same bits."""
     from hpcserve.kernels.comm import reference
 
     rank, size = dist.get_rank(), dist.get_world_size()
-    parts = [torch.empty_like(x) for _ in range(size)]
-    dist.all_gather(parts, x)
-    normed, total = reference.sum_add_rms_norm(parts, residual, weight, EPS)
-    rows = slice(rank, None, size) if chained else slice(None)
+    normed, total = reference.sum_add_rms_norm(_gathered(x), residual, weight, EPS)
+    # Of a total that only the next sum takes, just a rank's own rows need be right.
+    rows = slice(rank, None, size) if name == "pushed" else slice(None)
     right = True
     for _ in range(3):  # the memory is used in turn; whoever finds a mistake still meets the others
         found = way(x, residual, weight)
         right &= _close(found[0], normed) and _close(found[1][rows], total[rows])
+        if name in ("fused", "pushed", "pushed_whole"):
+            right &= all(torch.equal(other, found[0]) for other in _gathered(found[0]))
     on_all = torch.tensor(int(right), device=x.device)
     dist.all_reduce(on_all, op=dist.ReduceOp.MIN)
     return bool(on_all)
+
+
+def _gathered(x: torch.Tensor) -> list[torch.Tensor]:
+    """Each rank's."""
+    found = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, x)
+    return found
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -179,8 +186,7 @@ def measure_all(rank: int, args: argparse.Namespace, device: torch.device) -> li
         pairs = torch.randn(rows, 2, generator=own, device=device)
         row = {"gpus": args.gpus, "rows": rows, "bytes": rows * HIDDEN * 2, "ok": True}
         for name, way in timed.items():
-            chained = name == "pushed"
-            is_ok = is_right(checked[name], x, residual, weight, chained=chained)
+            is_ok = is_right(name, checked[name], x, residual, weight)
             comm.settle()
             if not is_ok:
                 row["ok"] = False
@@ -201,10 +207,13 @@ def measure_all(rank: int, args: argparse.Namespace, device: torch.device) -> li
 
 def thresholds(found: list[dict]) -> dict[str, int]:
     """The largest sizes at which one-shot, and then pushing, is the fastest of what norms can do."""
+    from hpcserve.distributed.comm_symm_mem import MAX_PUSHED_BYTES
+
     ways = ("fused", "pushed", "two_shot")
     best = {way: [0] for way in ways}
     for row in found:
-        held = ways if row["bytes"] <= MOST_PUSHED_BYTES else ("fused", "two_shot")
+        # Larger ones do not fit its memory: there it is two_shot by another name.
+        held = ways if row["bytes"] <= MAX_PUSHED_BYTES else ("fused", "two_shot")
         best[min(held, key=row.__getitem__)].append(row["bytes"])
     return {"FUSED_BYTES": max(best["fused"]), "PUSHED_BYTES": max(best["pushed"])}
 
