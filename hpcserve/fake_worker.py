@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpcserve.engine.executor import Executor, StepHandle
+from hpcserve.errors import EngineError
 from hpcserve.grammar import Grammar
 from hpcserve.ipc.messages import (
     GrammarCompiled,
@@ -145,6 +146,15 @@ class FakeExecutor(Executor):
     def compiled_grammars(self) -> list[GrammarCompiled]:
         compiled, self._compiled = self._compiled, []
         return compiled
+
+    def start_profile(self, folder: str) -> None:
+        raise EngineError("a worker without a model takes no profile")
+
+    def stop_profile(self, moment: str) -> list[str]:
+        raise EngineError("no profile is being taken")
+
+    def discard_profile(self) -> None:
+        return  # none is ever taken
 
     def shutdown(self) -> None:
         pass

@@ -12,7 +12,7 @@ from typing import Any
 from hpcserve.errors import EngineError
 
 _TIMEOUT_S = 30.0
-#: Stopping a profile writes a large file first.
+#: Stopping a profile writes large files first.
 _PROFILE_TIMEOUT_S = 600.0
 _NOT_OFFERED = (404, 405, 501)
 
@@ -89,7 +89,11 @@ class Server:
 
     def start_profile(self, folder: Path) -> bool:
         """Ask for a torch profiler trace in `folder`; False where the server offers none."""
-        return self.call("/start_profile", {"output_dir": str(folder.resolve())}) is not None
+        body = {"output_dir": str(folder.resolve())}
+        return self.call("/start_profile", body, timeout_s=_PROFILE_TIMEOUT_S) is not None
 
-    def stop_profile(self) -> bool:
-        return self.call("/stop_profile", {}, timeout_s=_PROFILE_TIMEOUT_S) is not None
+    def stop_profile(self) -> list[str]:
+        """The paths of the traces, one a rank, where the server names them; else []."""
+        answer = self.call("/stop_profile", {}, timeout_s=_PROFILE_TIMEOUT_S)
+        files = answer.get("files") if isinstance(answer, dict) else None
+        return [str(one) for one in files] if isinstance(files, list) else []

@@ -139,9 +139,12 @@ class ServingBenchmark:
             self._say("no profile: this server has no /start_profile")
             yield
             return
-        yield
-        self._plan.server.stop_profile()
-        self._say(f"the server writes its profile to {folder}")
+        try:
+            yield
+        finally:
+            files = self._plan.server.stop_profile()
+        for file in files or [str(folder)]:
+            self._say(f"profile: {file}")
 
 
 def _partial(point: LoadPoint, repeat: int, figures: Figures) -> str:

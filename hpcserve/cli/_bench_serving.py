@@ -72,7 +72,7 @@ EXIT_NOTHING_ANSWERED = 1
 @click.option(
     "--profile",
     type=click.Path(file_okay=False, path_type=Path),
-    help="torch trace of each run; the server needs --profile-dir",
+    help="torch trace of each rank and run; the server needs --profile-dir",
 )
 def serving(**params: Any) -> None:
     """Load an OpenAI-compatible server over /v1/completions.

@@ -1,4 +1,4 @@
-"""`hpcserve bench`: how fast a server, an engine or a model step is."""
+"""`hpcserve bench`: how fast a server, an engine or a model step is, and what a profile says."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hpcserve.cli._bench_engine import offline, one_batch
 from hpcserve.cli._bench_http import frontend, self_test
 from hpcserve.cli._bench_serving import serving
 from hpcserve.cli._bench_startup import startup
+from hpcserve.cli._bench_trace import trace
 
 
 class _Verbs(click.Group):
@@ -41,5 +42,5 @@ def make_model(shape: str, folder: Path) -> None:
     note(f"wrote {folder}; run it with --model {folder} --load-format dummy")
 
 
-for verb in (serving, offline, one_batch, startup, make_model, self_test, frontend):
+for verb in (serving, offline, one_batch, startup, make_model, self_test, frontend, trace):
     command.add_command(verb)

@@ -52,9 +52,25 @@ class ControlCalls:
         *,
         timeout_s: float = CALL_TIMEOUT_S,
     ) -> Replies:
+        """As `replies`. Raises EngineError where one refuses, as well."""
+        found = await self.replies(replicas, kind, argument, timeout_s=timeout_s)
+        for reply in found.values():
+            if reply.error is not None:
+                raise EngineError(f"{kind}: {reply.error}")
+        return found
+
+    async def replies(
+        self,
+        replicas: Iterable[Replica],
+        kind: str,
+        argument: str = "",
+        *,
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Replies:
         """Ask every replica that lives; one that ends meanwhile is not waited for.
 
-        Raises EngineError where one refuses or none answers, EngineDeadError when all are gone.
+        Raises EngineError where none is there or one does not answer in time, EngineDeadError when
+        all are gone.
         """
         living = [one for one in replicas if one.ready is not None and one.dead is None]
         if not living:
@@ -64,15 +80,11 @@ class ControlCalls:
         for one in living:
             one.send(message)
         try:
-            replies = await asyncio.wait_for(call.done, timeout_s)
+            return await asyncio.wait_for(call.done, timeout_s)
         except asyncio.TimeoutError:
             raise EngineError(f"the engine did not answer {kind} in {timeout_s:.0f} s") from None
         finally:
             del self._open[message.call_id]
-        for reply in replies.values():
-            if reply.error is not None:
-                raise EngineError(f"{kind}: {reply.error}")
-        return replies
 
     async def ask_each(
         self, replicas: Iterable[Replica], kind: str, *, timeout_s: float = CALL_TIMEOUT_S

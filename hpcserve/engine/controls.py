@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from hpcserve.engine.control_calls import CALL_TIMEOUT_S, ControlCalls, Replies
 from hpcserve.engine.replica import ReplicaStatus
 from hpcserve.engine.replica_set import ReplicaSet
@@ -9,7 +11,7 @@ from hpcserve.errors import EngineError
 from hpcserve.ipc.messages import SchedulerStats
 from hpcserve.scheduler.lockstep import total_stats
 
-#: Writing a trace takes longer than anything else.
+#: Writing traces takes longer than anything else.
 _PROFILE_TIMEOUT_S = 600.0
 
 
@@ -53,13 +55,47 @@ class EngineControls:
         await self._ask("flush_cache")
 
     async def start_profile(self, folder: str) -> None:
-        """Let every replica record a torch profiler trace. Raises EngineError where it cannot."""
-        await self._ask("start_profile", folder)
+        """Let every rank of every replica record a torch profiler trace.
+
+        folder: of the server's node, and by the same path of each other node that has ranks.
+        Raises EngineError where one cannot; then no other goes on with what this call began.
+        """
+        replies = await self._profile("start_profile", folder)
+        refusal = self._refusal("start_profile", replies)
+        if refusal is None:
+            return
+        begun = {index for index, reply in replies.items() if reply.error is None}
+        if members := [one for one in self._replicas.members if one.index in begun]:
+            await self._calls.ask_each(members, "discard_profile", timeout_s=_PROFILE_TIMEOUT_S)
+        raise EngineError(refusal)
 
     async def stop_profile(self) -> list[str]:
-        """The paths of the traces, which are written now. Raises EngineError where none is taken."""
-        replies = await self._ask("stop_profile", timeout_s=_PROFILE_TIMEOUT_S)
-        return [reply.result for reply in replies.values()]
+        """The paths of the traces, one a rank, which are written now.
+
+        Raises EngineError where none is taken, or one cannot be written.
+        """
+        now = datetime.now()
+        moment = f"{now:%Y%m%d-%H%M%S}-{now.microsecond // 1000:03d}"
+        replies = await self._profile("stop_profile", moment)
+        files = [path for _, reply in sorted(replies.items()) for path in reply.results]
+        if (refusal := self._refusal("stop_profile", replies)) is not None:
+            written = f"; of the other replicas: {', '.join(files)}" if files else ""
+            raise EngineError(refusal + written)
+        return files
+
+    async def _profile(self, kind: str, argument: str) -> Replies:
+        self._replicas.check_alive()
+        return await self._calls.replies(
+            self._replicas.members, kind, argument, timeout_s=_PROFILE_TIMEOUT_S
+        )
+
+    def _refusal(self, kind: str, replies: Replies) -> str | None:
+        """The first error, with its replica where there are several."""
+        for index, reply in sorted(replies.items()):
+            if reply.error is not None:
+                where = f"replica {index}: " if len(self._replicas.members) > 1 else ""
+                return f"{kind}: {where}{reply.error}"
+        return None
 
     async def _ask(
         self, kind: str, argument: str = "", *, timeout_s: float = CALL_TIMEOUT_S

@@ -17,7 +17,7 @@ from hpcserve.engine.executor import Executor, StepHandle
 from hpcserve.engine.grammar_gate import GrammarGate
 from hpcserve.engine.router import PrefixRouter
 from hpcserve.engine.step_log import StepLog
-from hpcserve.errors import EngineError, GrammarError, HpcserveError
+from hpcserve.errors import EngineDeadError, EngineError, GrammarError, HpcserveError
 from hpcserve.ipc.channel import CoreChannel
 from hpcserve.ipc.endpoints import folder_of
 from hpcserve.ipc.messages import (
@@ -177,25 +177,29 @@ class EngineCore:
         self._channel.send(frontend, RequestFailed(request.request_id, code, str(error)))
 
     def _control(self, message: ControlRequest) -> ControlReply:
-        error, result = None, ""
+        error, results = None, list[str]()
         try:
-            result = self._obey(message)
+            results = self._obey(message)
+        except EngineDeadError:
+            raise
         except EngineError as refused:
             error = str(refused)
-        return ControlReply(message.call_id, self._scheduler.stats(), error, result)
+        return ControlReply(message.call_id, self._scheduler.stats(), error, results)
 
-    def _obey(self, message: ControlRequest) -> str:
+    def _obey(self, message: ControlRequest) -> list[str]:
         if message.kind == "flush_cache":
             logger.info("dropped %d cached pages", self._scheduler.flush_cache())
         elif message.kind == "start_profile":
             self._executor.start_profile(message.argument)
         elif message.kind == "stop_profile":
-            return self._executor.stop_profile()
+            return self._executor.stop_profile(message.argument)
+        elif message.kind == "discard_profile":
+            self._executor.discard_profile()
         elif message.kind == "shutdown":
             self._stopping = True
         elif message.kind != "stats":
             raise EngineError(f"unknown control request {message.kind!r}")
-        return ""
+        return []
 
 
 def run_core(config: EngineConfig, endpoint: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from hpcserve.errors import EngineError
 from hpcserve.grammar import Grammar
 from hpcserve.ipc.messages import (
     GrammarCompiled,
@@ -54,13 +53,24 @@ class Executor(ABC):
     def compiled_grammars(self) -> list[GrammarCompiled]:
         """What became of grammars since the last call; cheap."""
 
+    @abstractmethod
     def start_profile(self, folder: str) -> None:
-        """Record what runs from now on. Raises EngineError where it cannot."""
-        raise EngineError("a profile can be taken only of an engine on one GPU or CPU")
+        """Let every rank record what runs from now on; its trace will lie in `folder` on its node.
 
-    def stop_profile(self) -> str:
-        """End the recording; returns the path of its trace. Raises EngineError where there is none."""
-        raise EngineError("no profile is being taken")
+        Raises EngineError where one is taken already, or a rank cannot; then none is taken.
+        """
+
+    @abstractmethod
+    def stop_profile(self, moment: str) -> list[str]:
+        """End the recording after the steps so far; returns the paths of the traces, one a rank.
+
+        moment: part of their names.  Raises EngineError where none is taken, or a rank cannot write
+        its own; none is taken then.
+        """
+
+    @abstractmethod
+    def discard_profile(self) -> None:
+        """End the recording without traces; nothing where none is taken."""
 
     @abstractmethod
     def shutdown(self) -> None:

@@ -22,7 +22,7 @@ class InprocExecutor(Executor):
             raise ConfigError(f"{config.parallel.product()}: this executor runs one rank")
         self._worker: Worker | None = Worker(config)
         self.info = self._worker.info
-        self._profiler = StepProfiler()
+        self._profiler = StepProfiler(self._worker.setup.ranks.place)
         # Filled by the thread that compiles.
         self._compiled: deque[GrammarCompiled] = deque()
 
@@ -42,8 +42,11 @@ class InprocExecutor(Executor):
     def start_profile(self, folder: str) -> None:
         self._profiler.start(Path(folder))
 
-    def stop_profile(self) -> str:
-        return str(self._profiler.stop())
+    def stop_profile(self, moment: str) -> list[str]:
+        return [str(self._profiler.stop(moment))]
+
+    def discard_profile(self) -> None:
+        self._profiler.discard()
 
     def shutdown(self) -> None:
         if self._worker is not None:

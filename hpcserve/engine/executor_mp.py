@@ -16,6 +16,7 @@ from hpcserve import envs
 from hpcserve.config.engine import EngineConfig
 from hpcserve.distributed.topology import Topology
 from hpcserve.engine.executor import Executor, StepHandle
+from hpcserve.engine.rank_profiles import RankProfiles
 from hpcserve.engine.worker_process import WorkerProcess
 from hpcserve.errors import EngineDeadError, EngineStartError, HpcserveError
 from hpcserve.grammar import Grammar
@@ -26,7 +27,10 @@ from hpcserve.ipc.messages import (
     GrammarCompiled,
     LockstepOutput,
     ModelRunnerOutput,
+    ProfileReply,
     SchedulerOutput,
+    StartProfile,
+    StopProfile,
     StopWorker,
     StoreAddress,
     TokenLogprobs,
@@ -56,6 +60,9 @@ _AWAY_S = 3.0
 #: Of the time to become ready: whoever waits for the whole engine must not give up before us, who
 #: know which rank is late.
 _START_SHARE = 0.9
+#: To begin a profile, or to write its trace: less than a frontend waits for it. torch holds the
+#: interpreter for most of that time, so that a rank gives no signs of life meanwhile.
+_PROFILE_S = 540.0
 
 
 class RemoteStep(StepHandle):
@@ -86,6 +93,8 @@ class MpExecutor(Executor):
         # Of replicas that step together: the results of the oldest step, until all are here.
         self._parts: dict[int, list[ModelRunnerOutput]] = {}
         self._compiled: list[GrammarCompiled] = []
+        self._profiles = RankProfiles(self._ask_profile, self._name)
+        self._profile_replies: dict[int, ProfileReply] = {}
         self._watchdog_s = config.parallel.watchdog_timeout
         self._results: deque[ModelRunnerOutput] = deque()
         self._issued: deque[tuple[int, float]] = deque()
@@ -150,19 +159,48 @@ class MpExecutor(Executor):
         compiled, self._compiled = self._compiled, []
         return compiled
 
+    # ------------------------------------------------------------ profiles
+
+    def start_profile(self, folder: str) -> None:
+        self._profiles.start(folder)
+
+    def stop_profile(self, moment: str) -> list[str]:
+        return self._profiles.stop(moment)
+
+    def discard_profile(self) -> None:
+        self._profiles.discard()
+
+    def _ask_profile(self, message: StartProfile | StopProfile) -> list[ProfileReply]:
+        """Each rank answers when it is through with the steps before; none is issued meanwhile."""
+        self.check()
+        self._profile_replies = {}
+        self._channel.broadcast(self._ranks, message)
+        deadline = time.monotonic() + _PROFILE_S
+        while missing := [rank for rank in self._ranks if rank not in self._profile_replies]:
+            self._receive(_POLL_MS)
+            self._check_ends()
+            if time.monotonic() > deadline:
+                what = "begin a profile" if isinstance(message, StartProfile) else "end its profile"
+                raise self._dead(missing[0], f"it did not {what} in {_PROFILE_S:.0f} s")
+        self._leave_out()
+        return [self._profile_replies[rank] for rank in self._ranks]
+
     # ------------------------------------------------------------ health
 
     def check(self) -> None:
+        self._check_ends()
+        if self._serving:
+            self._forgive_own_absence()
+            self._check_silence()
+            self._check_progress()
+
+    def _check_ends(self) -> None:
         self._receive(0)
         if self._failure is not None:
             raise self._failure
         ended = any(not process.is_alive for process in self._processes.values())
         if ended or self._complaints:
             raise self._culprit()
-        if self._serving:
-            self._forgive_own_absence()
-            self._check_silence()
-            self._check_progress()
 
     def _culprit(self) -> HpcserveError:
         """The rank that is to blame: ranks that lost a peer fail as well, and may say so first."""
@@ -200,12 +238,19 @@ class MpExecutor(Executor):
         ]
 
     def _forgive_own_absence(self) -> None:
-        now = time.monotonic()
-        away_s, self._looked_s = now - self._looked_s, now
+        away_s = time.monotonic() - self._looked_s
         if away_s > _AWAY_S:
             logger.warning("this engine was halted for %.0f s, and goes on", away_s)
-            self._beats = {rank: (now, beat) for rank, (_, beat) in self._beats.items()}
-            self._issued = deque((step_id, since + away_s) for step_id, since in self._issued)
+            self._leave_out()
+        else:
+            self._looked_s += away_s
+
+    def _leave_out(self) -> None:
+        """Count nothing of the time since the last look against the ranks."""
+        now = time.monotonic()
+        away_s, self._looked_s = now - self._looked_s, now
+        self._beats = {rank: (now, beat) for rank, (_, beat) in self._beats.items()}
+        self._issued = deque((step_id, since + away_s) for step_id, since in self._issued)
 
     def _check_silence(self) -> None:
         now = time.monotonic()
@@ -229,10 +274,12 @@ class MpExecutor(Executor):
             f"the one furthest behind: at step {behind.last_step} {behind.doing}".rstrip(),
         )
 
+    def _name(self, rank: int) -> str:
+        return f"{self._topology.place(rank)} on {self._nodes.get(rank, 'an unknown node')}"
+
     def _dead(self, rank: int, reason: str) -> HpcserveError:
         kind = EngineDeadError if self._serving else EngineStartError
-        node = self._nodes.get(rank, "an unknown node")
-        self._failure = kind(f"{self._topology.place(rank)} on {node}: {reason}")
+        self._failure = kind(f"{self._name(rank)}: {reason}")
         return self._failure
 
     # ------------------------------------------------------------ messages
@@ -249,6 +296,8 @@ class MpExecutor(Executor):
             self._channel.send(message.rank, WorkerBeat(-1), BEATS)
         elif isinstance(message, GrammarCompiled):
             self._compiled.append(message)
+        elif isinstance(message, ProfileReply):
+            self._profile_replies[message.rank] = message
         elif isinstance(message, WorkerReady):
             self._ready[message.rank] = message.info
         elif isinstance(message, WorkerHello):

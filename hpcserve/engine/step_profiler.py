@@ -1,20 +1,21 @@
-"""A torch profiler trace of the steps between two commands."""
+"""A torch profiler trace of one rank's steps between two commands."""
 
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import torch
 
+from hpcserve.distributed.topology import Place
 from hpcserve.errors import EngineError
 
 
 class StepProfiler:
-    """Used by the thread that runs the steps."""
+    """Used by the thread that runs the steps.  place: of the rank, in the name of its file."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._running: tuple[torch.profiler.profile, Path] | None = None
 
     def start(self, folder: Path) -> None:
@@ -28,28 +29,42 @@ class StepProfiler:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EngineError(f"cannot write profiles to {folder}: {error.strerror}") from error
-        if not os.access(folder, os.W_OK):
+        if not os.access(folder, os.W_OK | os.X_OK):
             raise EngineError(f"cannot write profiles to {folder}: no permission")
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)
         profile = torch.profiler.profile(activities=activities)
-        profile.start()
+        try:
+            profile.start()
+        except RuntimeError as error:  # another profiler has this process
+            raise EngineError(f"torch's profiler does not start: {error}") from error
         self._running = profile, folder
 
-    def stop(self) -> Path:
+    def stop(self, moment: str) -> Path:
         """Write the trace (for chrome://tracing and Perfetto) and return its path.
 
+        moment: part of the file's name, the same for all ranks.
         Raises EngineError where none is being taken, or the trace cannot be written.
         """
         if self._running is None:
             raise EngineError("no profile is being taken")
         (profile, folder), self._running = self._running, None
         profile.stop()
-        moment = time.strftime("%Y%m%d-%H%M%S")
-        path = folder / f"hpcserve-{moment}-{os.getpid()}.trace.json.gz"
+        place = self._place
+        rank = f"dp{place.dp_rank}-pp{place.pp_rank}-tp{place.tp_rank}"
+        path = folder / f"hpcserve-{moment}-{rank}.trace.json.gz"
+        unfinished = path.with_name(f".{path.name}")
         try:
-            profile.export_chrome_trace(str(path))
+            profile.export_chrome_trace(str(unfinished))
+            unfinished.replace(path)
         except (OSError, RuntimeError) as error:  # a full disk is no reason to end the engine
+            unfinished.unlink(missing_ok=True)
             raise EngineError(f"cannot write {path}: {error}") from error
         return path
+
+    def discard(self) -> None:
+        """Stop without a trace; nothing where none is being taken."""
+        if self._running is not None:
+            (profile, _), self._running = self._running, None
+            profile.stop()

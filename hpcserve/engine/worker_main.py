@@ -29,7 +29,10 @@ from hpcserve.ipc.messages import (
     CompileGrammar,
     GrammarCompiled,
     LockstepOutput,
+    ProfileReply,
     SchedulerOutput,
+    StartProfile,
+    StopProfile,
     StopWorker,
     StoreAddress,
     WorkerBeat,
@@ -43,6 +46,8 @@ from hpcserve.log import get_logger, setup_logging
 if TYPE_CHECKING:
     import torch
     from torch._C._distributed_c10d import Store
+
+    from hpcserve.engine.step_profiler import StepProfiler
 
 logger = get_logger(__name__)
 
@@ -131,6 +136,7 @@ def _run(order: Order, steps: WorkerSocket) -> None:
     threading.Thread(target=_beat, args=(order, progress), name="beat", daemon=True).start()
     from hpcserve.distributed import process_group
     from hpcserve.engine.device import resolve_device
+    from hpcserve.engine.step_profiler import StepProfiler
     from hpcserve.engine.worker import Worker
 
     config, place = order.config, order.place
@@ -147,6 +153,7 @@ def _run(order: Order, steps: WorkerSocket) -> None:
         timeout_s=config.parallel.watchdog_timeout + envs.HPCSERVE_START_TIMEOUT_S.get(),
     )
     worker = Worker(config, state)
+    profiler = StepProfiler(place)
     progress.busy = False
     steps.send(WorkerReady(order.rank, worker.info))
     answers = order.rank == Topology(config.parallel).output_rank(place.dp_rank)
@@ -166,8 +173,29 @@ def _run(order: Order, steps: WorkerSocket) -> None:
             progress.busy = False
             if answers:
                 results.put(handle)
+        if isinstance(message, StartProfile | StopProfile):
+            progress.busy = True
+            steps.send(_profile(order.rank, profiler, message))
+            progress.busy = False
     worker.finish()
     process_group.leave(state)
+
+
+def _profile(
+    rank: int, profiler: StepProfiler, message: StartProfile | StopProfile
+) -> ProfileReply:
+    path = ""
+    try:
+        if isinstance(message, StartProfile):
+            profiler.start(Path(message.folder))
+        elif message.moment:
+            path = str(profiler.stop(message.moment))
+            logger.info("wrote %s", path)
+        else:
+            profiler.discard()
+    except EngineError as error:
+        return ProfileReply(rank, error=str(error))
+    return ProfileReply(rank, path)
 
 
 def _meet(order: Order, steps: WorkerSocket) -> Store:

@@ -6,10 +6,10 @@ out; the ids users see stay in the frontend.
 
 frontend -> core    EngineCoreRequest, AbortRequests, ControlRequest
 core -> frontend    Ready, EngineCoreOutputs, RequestFailed, ControlReply, SchedulerStats, EngineDead
-core -> workers     StoreAddress, SchedulerOutput (one a step), CompileGrammar, WorkerBeat (an answer),
-                    StopWorker
+core -> workers     StoreAddress, SchedulerOutput (one a step), CompileGrammar, StartProfile,
+                    StopProfile, WorkerBeat (an answer), StopWorker
 worker -> core      WorkerHello, StoreAddress, WorkerReady, ModelRunnerOutput, GrammarCompiled,
-                    WorkerBeat, WorkerFailed
+                    ProfileReply, WorkerBeat, WorkerFailed
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class AbortRequests(_Message):
 
 class ControlRequest(_Message):
     """kind: flush_cache (drop every page nobody uses), stats, shutdown, start_profile (argument:
-    the folder for the trace), stop_profile (the reply's result: the trace's path)."""
+    the folder for the traces), stop_profile (argument: the moment that names them; the reply's
+    results: their paths, one a rank), discard_profile (stop it without traces, if one is taken)."""
 
     call_id: int
     kind: str
@@ -151,7 +152,7 @@ class ControlReply(_Message):
     call_id: int
     stats: SchedulerStats | None = None
     error: str | None = None
-    result: str = ""
+    results: list[str] = []
 
 
 class EngineDead(_Message):
@@ -257,6 +258,26 @@ class GrammarCompiled(_Message):
     error: str | None = None
 
 
+class StartProfile(_Message):
+    """Record a torch profiler trace from the next step on.  folder: on the rank's node."""
+
+    folder: str
+
+
+class StopProfile(_Message):
+    """End the recording after the steps before.  moment: names the trace; "" for no trace."""
+
+    moment: str
+
+
+class ProfileReply(_Message):
+    """Every rank's answer to each of these.  path: of a trace that is written."""
+
+    rank: int
+    path: str = ""
+    error: str | None = None
+
+
 class WorkerInfo(_Message):
     """What the workers found when they were set up: the core sizes its page pool by it."""
 
@@ -323,7 +344,14 @@ class StopWorker(_Message):
 FrontendMessage: TypeAlias = EngineCoreRequest | AbortRequests | ControlRequest
 CoreMessage: TypeAlias = Ready | EngineCoreOutputs | RequestFailed | ControlReply | EngineDead
 ToWorker: TypeAlias = (
-    StoreAddress | SchedulerOutput | LockstepOutput | CompileGrammar | WorkerBeat | StopWorker
+    StoreAddress
+    | SchedulerOutput
+    | LockstepOutput
+    | CompileGrammar
+    | StartProfile
+    | StopProfile
+    | WorkerBeat
+    | StopWorker
 )
 FromWorker: TypeAlias = (
     WorkerHello
@@ -331,6 +359,7 @@ FromWorker: TypeAlias = (
     | WorkerReady
     | ModelRunnerOutput
     | GrammarCompiled
+    | ProfileReply
     | WorkerBeat
     | WorkerFailed
 )

@@ -18,6 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hpcserve.bench.probe import Server
+from hpcserve.errors import EngineError
+
 
 class Node:
     """One launcher.  log: what it has said so far."""
@@ -126,12 +129,32 @@ def is_there(process: psutil.Process) -> bool:
         return False
 
 
+def check_profile(server: Server, prompt: list[int], folder: Path, layout: str) -> None:
+    """Each node's rank writes a trace of its own; a folder that is none is refused by name."""
+    folder.mkdir()
+    (folder / "file").write_text("")
+    with pytest.raises(EngineError, match=r"503.*cannot write profiles to"):
+        server.start_profile(folder / "file")
+    assert server.start_profile(folder / "run")
+    generate(server.base_url, prompt)
+    other = {"--tp 2": "0-pp0-tp1", "--dp 2": "1-pp0-tp0"}[layout]
+    files = server.stop_profile()
+    assert sorted(files) == sorted(map(str, (folder / "run").iterdir()))
+    assert [one.rpartition("-dp")[2] for one in files] == [
+        "0-pp0-tp0.trace.json.gz",
+        f"{other}.trace.json.gz",
+    ]
+
+
 @pytest.mark.parametrize("layout", ["--tp 2", "--dp 2"])
 def test_two_nodes_say_what_one_says(kit, folder_of, expected, tmp_path, layout):
-    with two_nodes(folder_of("qwen3"), tmp_path, *layout.split()) as nodes:
+    profiles = tmp_path / "profiles"
+    options = [*layout.split(), "--profile-dir", str(profiles)]
+    with two_nodes(folder_of("qwen3"), tmp_path, *options) as nodes:
         url = wait_for_url(nodes[0])
         answers = [generate(url, prompt) for prompt in kit.prompts[:4]]
         assert answers == expected("qwen3")[:4]
+        check_profile(Server(url), kit.prompts[0], profiles, layout)
         if layout == "--tp 2":
             assert re.search(r"links: all-reduce over 2 ranks \d+\.\d+ GB/s", nodes[0].log)
         nodes[0].process.send_signal(signal.SIGTERM)

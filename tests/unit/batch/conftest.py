@@ -141,6 +141,28 @@ def source(write_rows: Callable[..., Path]) -> Path:
     return write_rows(500)
 
 
+@pytest.fixture
+def write_lines() -> Callable[..., Path]:
+    """Writes a row a line: JSON, or bytes as they are."""
+
+    def write_lines(path: Path, rows: list[Any]) -> Path:
+        lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+        path.write_bytes(b"".join(line + b"\n" for line in lines))
+        return path
+
+    return write_lines
+
+
+@pytest.fixture
+def read_lines() -> Callable[[Path], list[dict[str, Any]]]:
+    """Reads what was answered, a line a row."""
+
+    def read_lines(path: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+    return read_lines
+
+
 class Clock:
     """Time that goes by when a test says so, however slow the machine is."""
 

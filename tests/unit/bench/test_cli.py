@@ -9,6 +9,7 @@ import pytest
 
 from hpcserve.bench import startup
 from hpcserve.cli.main import main
+from hpcserve.errors import EngineError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -59,6 +60,34 @@ def test_a_sweep_with_everything(bench, null_server, tmp_path):
     # Two warm-ups and two repeats of eight, each with prompts of its own.
     prompts = [tuple(body["prompt"]) for body in server.seen]
     assert len(set(prompts)) == len(prompts) == 2 * (2 + 2 * 8)
+
+
+def test_a_profile_is_stopped_whatever_happens_and_its_files_are_named(
+    bench, null_server, tmp_path, monkeypatch
+):
+    server, url = null_server()
+    answer, asked = server.answer, []
+
+    def answer_profiles(path):
+        if not path.endswith("_profile"):
+            return answer(path)
+        asked.append(path)
+        return 200, {"files": ["/there/a.json.gz", "/there/b.json.gz"]} if "stop" in path else {}
+
+    monkeypatch.setattr(server, "answer", answer_profiles)
+    arguments = ["serving", "--url", url, "--num-requests", 2, "--warmup", 0, "--profile", tmp_path]
+    code, _, _, err = bench(*arguments, "--output-len", 2)
+    assert code == 0
+    assert "profile: /there/a.json.gz\nprofile: /there/b.json.gz\n" in err
+    assert asked == ["/start_profile", "/stop_profile"]
+
+    def fail(*_):
+        raise EngineError("the load failed")
+
+    monkeypatch.setattr("hpcserve.bench.serving.run_load", fail)
+    code, _, _, err = bench(*arguments)
+    assert code == 1 and "the load failed" in err
+    assert asked[2:] == ["/start_profile", "/stop_profile"]
 
 
 def test_failures_are_shown_and_nothing_answered_is_an_error(bench, null_server):
@@ -167,3 +196,39 @@ def test_startup_that_fails_shows_the_servers_words(bench, monkeypatch):
     assert code == 1
     assert "ended with exit code 3" in err
     assert "no such model" in err
+
+
+def test_traces_are_shown_and_summed(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    files = [tmp_path / f"hpcserve-noon-dp0-pp0-tp{rank}.trace.json" for rank in (0, 1)]
+    long_name = f"void gemm<[int]>({'float const*, ' * 40})"
+    for rank, file in enumerate(files):
+        runs = [(long_name, 0, 30), (long_name, 40, 30), ("norm", 80, 10), ("copy", 90, 10 + rank)]
+        events = [
+            {"ph": "X", "cat": "kernel", "name": name, "ts": ts, "dur": dur}
+            for name, ts, dur in runs
+        ]
+        file.write_text(json.dumps({"traceEvents": events}))
+    output = tmp_path / "result.json"
+    code, result, out, _ = bench("trace", *files, "--top", 1, "--output", output)
+    assert code == 0
+    assert [one["file"] for one in result["traces"]] == list(map(str, files))
+    assert [one["busy_share"] for one in result["traces"]] == pytest.approx([0.8, 81 / 101])
+    assert result["traces"][0]["kernels"] == [
+        {"name": long_name, "count": 2, "mean_us": 30.0, "total_us": 60.0, "share": 0.75}
+    ]
+    assert result["traces"][0]["num_kernels"] == 3
+    lines = out.splitlines()
+    assert any("GPU busy 80.0%" in line for line in lines)
+    row = next(line for line in lines if "gemm<[int]>(float" in line)
+    assert len(row) == 70 and "…" in row and "30.00" in row and "75.0%" in row
+    assert any("(2 others)" in line and "25.0%" in line for line in lines)
+    assert len(json.loads(output.read_text())["traces"][1]["kernels"]) == 3
+
+
+def test_a_file_that_is_no_trace_is_an_error_of_one_line(bench, tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    code, result, out, err = bench("trace", tmp_path / "notes.txt")
+    assert (code, result, out) == (2, None, "")
+    assert err.startswith("error: ") and "is no trace of torch's profiler" in err
+    assert len(err.splitlines()) == 1

@@ -36,10 +36,10 @@ def test_all_answer():
 
     def answer(call_id):
         for one in both:
-            calls.answer(one, ControlReply(call_id, result=str(one.index)))
-        calls.answer(both[0], ControlReply(call_id + 1, result="nobody asked"))
+            calls.answer(one, ControlReply(call_id, results=[str(one.index)]))
+        calls.answer(both[0], ControlReply(call_id + 1, results=["nobody asked"]))
 
-    assert [reply.result for reply in ask(calls, both, answer).values()] == ["0", "1"]
+    assert [reply.results for reply in ask(calls, both, answer).values()] == [["0"], ["1"]]
     first = both[0].sent[0].call_id
     ask(calls, both, answer)
     assert both[0].sent[1].call_id != first
@@ -49,10 +49,10 @@ def test_one_that_dies_is_not_waited_for():
     calls, both = ControlCalls(), [replica(0), replica(1)]
 
     def answer(call_id):
-        calls.answer(both[0], ControlReply(call_id, result="0"))
+        calls.answer(both[0], ControlReply(call_id, results=["0"]))
         calls.give_up(both[1])
 
-    assert [reply.result for reply in ask(calls, both, answer).values()] == ["0"]
+    assert [reply.results for reply in ask(calls, both, answer).values()] == [["0"]]
 
 
 def test_one_that_is_dead_is_not_asked():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hpcserve.distributed.topology import Topology
 from hpcserve.engine import executor_mp
 from hpcserve.engine.executor_mp import MpExecutor
 from hpcserve.errors import EngineDeadError, EngineStartError
-from hpcserve.ipc.messages import WorkerBeat, WorkerFailed
+from hpcserve.ipc.messages import ProfileReply, StartProfile, WorkerBeat, WorkerFailed
 
 
 class FakeProcess:
@@ -41,6 +42,7 @@ def executor(codes: list[int | None], *complaints: WorkerFailed) -> MpExecutor:
     made._processes = {rank: FakeProcess(code) for rank, code in enumerate(codes)}  # type: ignore
     made._channel = FakeChannel()  # type: ignore[assignment]
     made._complaints = list(complaints)
+    made._profile_replies = {}
     made._beats, made._nodes, made._ready = {}, {}, {}
     made._issued = deque()
     made._failure, made._serving = None, True
@@ -115,3 +117,55 @@ def test_who_was_halted_while_starting_is_named(monkeypatch):
     made._beats = {0: (now + 60, WorkerBeat(0)), 1: (now - 30, WorkerBeat(1))}
     with pytest.raises(EngineStartError, match=r"^rank 1 .* on n1: .*no sign of life for"):
         made._wait_ready()
+
+
+class SlowChannel:
+    """Nothing is heard of the ranks until `takes_s` after a message; then some reply."""
+
+    def __init__(self, takes_s: float, replies: list[ProfileReply]) -> None:
+        self.now_s = 1000.0
+        self.sent: list[Any] = []
+        self._left_s = takes_s
+        self._replies = replies
+
+    def broadcast(self, ranks: tuple[int, ...], message: Any) -> None:
+        self.sent.append(message)
+
+    def receive(self, timeout_ms: int) -> list[Any]:
+        if not timeout_ms:
+            return []
+        self.now_s += 10.0
+        self._left_s -= 10.0
+        replies, self._replies = (self._replies, []) if self._left_s <= 0 else ([], self._replies)
+        return replies
+
+
+def profiled(monkeypatch, takes_s: float, *replies: ProfileReply) -> tuple[MpExecutor, SlowChannel]:
+    """Two ranks, a step under way, and a clock that moves as they are waited for."""
+    channel = SlowChannel(takes_s, list(replies))
+    monkeypatch.setattr(executor_mp, "time", SimpleNamespace(monotonic=lambda: channel.now_s))
+    made = executor([None, None])
+    made._channel = channel  # type: ignore[assignment]
+    made._looked_s = channel.now_s
+    made._beats = {rank: (channel.now_s, WorkerBeat(rank)) for rank in (0, 1)}
+    made._nodes = {0: "n0", 1: "n1"}
+    made._issued = deque([(7, channel.now_s)])
+    return made, channel
+
+
+def test_who_writes_a_trace_may_be_silent_and_the_step_behind_it_late(monkeypatch):
+    """torch holds the interpreter while it writes, and the thread that beats cannot run."""
+    made, channel = profiled(monkeypatch, 400.0, ProfileReply(1, "b"), ProfileReply(0, "a"))
+    assert made._ask_profile(StartProfile("/x")) == [ProfileReply(0, "a"), ProfileReply(1, "b")]
+    assert channel.sent == [StartProfile("/x")]
+    made.check()
+    # From then on it counts as ever.
+    made._beats[1] = (channel.now_s - 9, WorkerBeat(1))
+    with pytest.raises(EngineDeadError, match=r"^rank 1 .*no sign of life for"):
+        made.check()
+
+
+def test_a_trace_that_never_comes_is_not_waited_for_without_end(monkeypatch):
+    made, _ = profiled(monkeypatch, 400.0, ProfileReply(0, "a"))
+    with pytest.raises(EngineDeadError, match=r"^rank 1 .* on n1: it did not begin a profile in"):
+        made._ask_profile(StartProfile("/x"))
