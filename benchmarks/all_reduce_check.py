@@ -3,10 +3,11 @@
     python benchmarks/all_reduce_check.py --gpus 4 --out all_reduce.json     (under a minute)
 
 Every way is checked against plain torch, then timed inside a CUDA graph of several calls: `fused`
-(one kernel), `two_shot` (in place, then the norm), `copied` (symmetric memory as for any tensor, then
-the norm), `nccl` (then the norm); `exchange` is the pairs of a choice of tokens. Prints what
-FUSED_BYTES in hpcserve/distributed/comm_symm_mem.py should be; the last line printed is the JSON.
-With --device cpu it runs what a CPU has, over gloo, to try the program.
+(one kernel, one-shot), `pushed` (one kernel, each rank its rows), `pushed_whole` (with the total, as
+at the end of a pipeline's stage), `two_shot` (in place, then the norm), `copied` (symmetric memory as
+for any tensor, then the norm), `nccl` (then the norm); `exchange` is the pairs of a choice of tokens.
+Prints what FUSED_BYTES and PUSHED_BYTES in hpcserve/distributed/comm_symm_mem.py should be; the last
+line printed is the JSON. With --device cpu it runs what a CPU has, over gloo, to try the program.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 HIDDEN = 8192
+MOST_BYTES = 8 << 20
 CALLS = 20
 REPLAYS = 20
 EPS = 1e-5
@@ -39,6 +41,7 @@ def ways_of(comm, tp, *, copies: bool) -> dict[str, Way]:
     copies: False leaves parts in the communicator's memory as they are, since a matrix product
     would have made them there: for timing alone.
     """
+    from hpcserve.distributed.comm_symm_mem import MAX_PUSHED_BYTES
     from hpcserve.layers.norm import RMSNorm
     from hpcserve.ops.norm import add_rms_norm
 
@@ -49,10 +52,12 @@ def ways_of(comm, tp, *, copies: bool) -> dict[str, Way]:
             return x.clone()
         return out.copy_(x) if copies else out
 
-    def fused(x, residual, weight):
+    def summed_by_norm(fused_bytes, pushed_bytes, chained, x, residual, weight):
+        # Whatever the tables say of this size: where it stops to pay is the question.
+        comm._fused_bytes, comm._pushed_bytes = fused_bytes, pushed_bytes
         norm = RMSNorm(x.shape[-1], EPS)
         norm.weight.data = weight
-        return norm.add_sum(placed(x), residual, tp)
+        return norm.add_sum(placed(x), residual, tp, chained=chained)
 
     def two_shot(x, residual, weight):
         return add_rms_norm(comm.all_reduce(placed(x)), residual, weight, EPS)
@@ -65,23 +70,46 @@ def ways_of(comm, tp, *, copies: bool) -> dict[str, Way]:
         dist.all_reduce(summed)
         return add_rms_norm(summed, residual, weight, EPS)
 
-    return {"fused": fused, "two_shot": two_shot, "copied": copied, "nccl": nccl}
+    return {
+        "fused": partial(summed_by_norm, MOST_BYTES, 0, False),
+        "pushed": partial(summed_by_norm, 0, MAX_PUSHED_BYTES, True),
+        "pushed_whole": partial(summed_by_norm, 0, MAX_PUSHED_BYTES, False),
+        "two_shot": two_shot,
+        "copied": copied,
+        "nccl": nccl,
+    }
 
 
-def is_right(way: Way, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> bool:
+def is_right(
+    name: str, way: Way, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor
+) -> bool:
+    """Whether it is on every rank, and what the norm sums of the same bits."""
     from hpcserve.kernels.comm import reference
 
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x)
-    wanted = reference.sum_add_rms_norm(parts, residual, weight, EPS)
-    for _ in range(3):  # the memory is used in turn
+    rank, size = dist.get_rank(), dist.get_world_size()
+    normed, total = reference.sum_add_rms_norm(_gathered(x), residual, weight, EPS)
+    # Of a total that only the next sum takes, just a rank's own rows need be right.
+    rows = slice(rank, None, size) if name == "pushed" else slice(None)
+    right = True
+    for _ in range(3):  # the memory is used in turn; whoever finds a mistake still meets the others
         found = way(x, residual, weight)
-        if not all(
-            torch.allclose(one.float(), other.float(), rtol=2e-2, atol=5e-2)
-            for one, other in zip(found, wanted, strict=True)
-        ):
-            return False
-    return True
+        right &= _close(found[0], normed) and _close(found[1][rows], total[rows])
+        if name in ("fused", "pushed", "pushed_whole"):
+            right &= all(torch.equal(other, found[0]) for other in _gathered(found[0]))
+    on_all = torch.tensor(int(right), device=x.device)
+    dist.all_reduce(on_all, op=dist.ReduceOp.MIN)
+    return bool(on_all)
+
+
+def _gathered(x: torch.Tensor) -> list[torch.Tensor]:
+    """Each rank's."""
+    found = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, x)
+    return found
+
+
+def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one.float(), other.float(), rtol=2e-2, atol=5e-2)
 
 
 def microseconds(call: Callable[[], object], device: torch.device) -> float:
@@ -145,7 +173,6 @@ def measure_all(rank: int, args: argparse.Namespace, device: torch.device) -> li
         from hpcserve.distributed.comm_symm_mem import SymmMemComm
 
         comm = SymmMemComm(group, device)
-        comm._fused_bytes = 8 << 20  # everything: where it stops to pay is the question
     else:
         comm = TorchComm(group)
     tp = TensorParallel(rank, args.gpus, comm)
@@ -159,8 +186,11 @@ def measure_all(rank: int, args: argparse.Namespace, device: torch.device) -> li
         pairs = torch.randn(rows, 2, generator=own, device=device)
         row = {"gpus": args.gpus, "rows": rows, "bytes": rows * HIDDEN * 2, "ok": True}
         for name, way in timed.items():
-            row["ok"] &= is_right(checked[name], x, residual, weight)
+            is_ok = is_right(name, checked[name], x, residual, weight)
             comm.settle()
+            if not is_ok:
+                row["ok"] = False
+                row.setdefault("wrong", []).append(name)
             again = x.clone()  # some ways sum into it, again and again
             row[name] = round(microseconds(partial(way, again, residual, weight), device), 2)
             comm.settle()
@@ -170,9 +200,22 @@ def measure_all(rank: int, args: argparse.Namespace, device: torch.device) -> li
         if rank == 0:
             print(json.dumps(row), file=sys.stderr, flush=True)
     if rank == 0:
-        best = [row["bytes"] for row in found if row["fused"] <= row["two_shot"]]
-        print(f"FUSED_BYTES[{args.gpus}] = {max(best, default=0)}", file=sys.stderr)
+        for table, number in thresholds(found).items():
+            print(f"{table}[{args.gpus}] = {number}", file=sys.stderr)
     return found
+
+
+def thresholds(found: list[dict]) -> dict[str, int]:
+    """The largest sizes at which one-shot, and then pushing, is the fastest of what norms can do."""
+    from hpcserve.distributed.comm_symm_mem import MAX_PUSHED_BYTES
+
+    ways = ("fused", "pushed", "two_shot")
+    best = {way: [0] for way in ways}
+    for row in found:
+        # Larger ones do not fit its memory: there it is two_shot by another name.
+        held = ways if row["bytes"] <= MAX_PUSHED_BYTES else ("fused", "two_shot")
+        best[min(held, key=row.__getitem__)].append(row["bytes"])
+    return {"FUSED_BYTES": max(best["fused"]), "PUSHED_BYTES": max(best["pushed"])}
 
 
 def main() -> int:

@@ -53,6 +53,13 @@ def _level(text: str) -> str:
     return text.upper()
 
 
+def _bytes(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError("expected a number of bytes, 0 or more")
+    return number
+
+
 HPCSERVE_CACHE_DIR = EnvVar(
     "HPCSERVE_CACHE_DIR",
     _path,
@@ -81,6 +88,18 @@ HPCSERVE_API_KEY: EnvVar[str] = EnvVar(
 )
 HPCSERVE_DISABLE_KERNELS = EnvVar(
     "HPCSERVE_DISABLE_KERNELS", _switch, False, "run the plain torch reference of every kernel"
+)
+HPCSERVE_FUSED_BYTES: EnvVar[int | None] = EnvVar(
+    "HPCSERVE_FUSED_BYTES",
+    _bytes,
+    None,
+    "sums over a TP group of up to so many bytes are made by every GPU itself, in the norm's kernel",
+)
+HPCSERVE_PUSHED_BYTES: EnvVar[int | None] = EnvVar(
+    "HPCSERVE_PUSHED_BYTES",
+    _bytes,
+    None,
+    "larger ones of up to so many bytes there too, some rows by each GPU; 0: never",
 )
 HPCSERVE_EXPERT_HITS_FILE: EnvVar[Path | None] = EnvVar(
     "HPCSERVE_EXPERT_HITS_FILE",

@@ -9,17 +9,32 @@ import torch
 
 
 @dataclass(frozen=True)
+class PeerOutputs:
+    """Where every rank of a group wants a sum's results, and the others may write them.
+
+    memory: this rank's, [2, rows, size], normed and total; it lives until the second sum from this
+    one.  addresses: of each rank's.
+    """
+
+    memory: torch.Tensor
+    addresses: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class PeerParts:
     """One sum's parts, on every rank of a group that reads each other's memory.
 
     addresses: of each rank's part.  flags: int64 [size], addresses of flags by which ranks meet.
     meetings: int32, this rank's count of them.  See kernels/comm.
+    outputs: given where ranks should sum some rows each and push them to the others; else each
+    sums all.
     """
 
     addresses: tuple[int, ...]
     flags: torch.Tensor
     meetings: torch.Tensor
     rank: int
+    outputs: PeerOutputs | None = None
 
 
 class Communicator(ABC):
@@ -53,7 +68,8 @@ class Communicator(ABC):
     def peers(self, part: torch.Tensor) -> PeerParts | None:
         """What a kernel needs to sum all ranks' parts by itself; None where `all_reduce` is better.
 
-        part: [rows, size], in memory from `part` or not.
+        part: [rows, size], in memory from `part` or not. The answer depends on its shape and dtype
+        alone: sums of one shape that follow each other are made the same way.
         """
         return None
 

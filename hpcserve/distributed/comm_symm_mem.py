@@ -5,7 +5,8 @@ rank sums its part and the others read it; fewer bytes. Both run inside CUDA gra
 loads and stores over NVLink; its multicast is never used.
 
 A row-parallel layer makes its part of a sum in memory that the others read, one of two in turn, so
-that nothing is copied: small ones are then summed by the kernel of the next norm (kernels/comm).
+that nothing is copied. The kernel of the next norm then sums them (kernels/comm): small ones whole
+on every rank, larger ones by rows, which each rank writes into the others' memory, two in turn too.
 """
 
 from __future__ import annotations
@@ -15,17 +16,21 @@ import math
 import torch
 import torch.distributed as dist
 
-from hpcserve.distributed.comm_base import Communicator, PeerParts
+from hpcserve.distributed.comm_base import Communicator, PeerOutputs, PeerParts
 from hpcserve.distributed.comm_torch import TorchComm
+from hpcserve.envs import HPCSERVE_FUSED_BYTES, HPCSERVE_PUSHED_BYTES, EnvVar
 
 #: Ranks -> bytes up to which one-shot beats two-shot with its two copies (measured on H200).
 ONE_SHOT_BYTES = {2: 1 << 20, 3: 512 << 10, 4: 512 << 10, 5: 256 << 10, 6: 256 << 10, 8: 256 << 10}
 #: Beyond, NCCL moves the bytes as fast.
 TWO_SHOT_BYTES = 8 << 20
-#: Ranks -> bytes up to which the next norm's kernel sums, one-shot; above, two-shot in place and
-#: the norm by itself.  benchmarks/all_reduce_check.py measures both.
+#: Ranks -> bytes up to which the next norm's kernel sums, one-shot; above, as PUSHED_BYTES says.
 FUSED_BYTES = {2: 2 << 20, 3: 1 << 20, 4: 512 << 10, 5: 256 << 10, 6: 256 << 10, 8: 256 << 10}
-#: Most rows of a fused sum; kernels/comm/sum_add_rms_norm_triton.py has as many flags.
+MAX_PUSHED_BYTES = 4 << 20
+#: Ranks -> bytes up to which it sums by rows and pushes them; above, two-shot in place and the norm
+#: by itself.  benchmarks/all_reduce_check.py measures all three.
+PUSHED_BYTES = dict.fromkeys((2, 3, 4, 5, 6, 8), MAX_PUSHED_BYTES)
+#: Most rows of a fused sum; kernels/comm/peers.py has as many flags.
 MAX_ROWS = 512
 _ALIGNMENT_BYTES = 16
 #: torch's kernels for symmetric memory sum no others: float16 goes to NCCL.
@@ -35,7 +40,7 @@ _DTYPES = (torch.float32, torch.bfloat16)
 class SymmMemComm(Communicator):
     """TorchComm for all but all-reduces of up to TWO_SHOT_BYTES.
 
-    Made by all ranks of the group together; each keeps three buffers, so all calls must be on one
+    Made by all ranks of the group together; each keeps five buffers, so all calls must be on one
     stream.
     """
 
@@ -45,13 +50,17 @@ class SymmMemComm(Communicator):
         self._rank, self._size = dist.get_rank(group), dist.get_world_size(group)
         self._name = group.group_name
         self._one_shot_bytes = ONE_SHOT_BYTES.get(self._size, 128 << 10)
-        self._fused_bytes = FUSED_BYTES.get(self._size, 0)
+        self._fused_bytes = _limit(HPCSERVE_FUSED_BYTES, FUSED_BYTES, self._size)
+        pushed_bytes = _limit(HPCSERVE_PUSHED_BYTES, PUSHED_BYTES, self._size)
+        self._pushed_bytes = min(pushed_bytes, MAX_PUSHED_BYTES)
         self._device = device
         self._buffer, _ = self._shared(TWO_SHOT_BYTES)
         parts = [self._shared(TWO_SHOT_BYTES) for _ in range(2)]
         self._parts = [memory for memory, _ in parts]
         self._addresses = [addresses for _, addresses in parts]
-        #: Which of the two parts comes next; every step begins with the first.
+        # A norm and a total each.
+        self._outputs = [self._shared(2 * MAX_PUSHED_BYTES) for _ in range(2)]
+        #: Which of the two parts, and outputs, comes next; every step begins with the first.
         self._turn = 0
         self._flags, addresses = self._shared(4 * MAX_ROWS * self._size)
         self._flags_at = torch.tensor(addresses, device=device)
@@ -103,7 +112,7 @@ class SymmMemComm(Communicator):
 
     def peers(self, part: torch.Tensor) -> PeerParts | None:
         rows, num_bytes = len(part), part.numel() * part.element_size()
-        if not 0 < num_bytes <= self._fused_bytes or rows > MAX_ROWS:
+        if not 0 < num_bytes <= max(self._fused_bytes, self._pushed_bytes) or rows > MAX_ROWS:
             return None
         if num_bytes // rows % _ALIGNMENT_BYTES:
             return None
@@ -112,9 +121,13 @@ class SymmMemComm(Communicator):
             if memory is None:
                 return None
             memory.copy_(part)
-        return PeerParts(
-            self._addresses[self._turn ^ 1], self._flags_at, self._meetings, self._rank
-        )
+        addresses = self._addresses[self._turn ^ 1]
+        outputs = None if num_bytes <= self._fused_bytes else self._outputs_of(part)
+        return PeerParts(addresses, self._flags_at, self._meetings, self._rank, outputs)
+
+    def _outputs_of(self, part: torch.Tensor) -> PeerOutputs:
+        memory, addresses = self._outputs[self._turn ^ 1]
+        return PeerOutputs(_view(memory, (2, *part.shape), part.dtype), addresses)
 
     def settle(self) -> None:
         """Two steps that begin with the same part must not meet in it: graphs are replayed one
@@ -148,6 +161,12 @@ class SymmMemComm(Communicator):
 
     def reduce_scatter(self, x: torch.Tensor, rank: int, size: int) -> torch.Tensor:
         return self._torch.reduce_scatter(x, rank, size)
+
+
+def _limit(variable: EnvVar[int | None], measured: dict[int, int], size: int) -> int:
+    """What the variable says, or else what was measured; nothing where neither was."""
+    said = variable.get()
+    return measured.get(size, 0) if said is None else said
 
 
 def _view(memory: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 
 from hpcserve.distributed.parallel_state import TensorParallel
 from hpcserve.layers.parameter import load_whole, weight_parameter
-from hpcserve.ops.comm import sum_add_rms_norm
+from hpcserve.ops.comm import push_sum_norm, sum_add_rms_norm
 from hpcserve.ops.norm import add_rms_norm, rms_norm
 
 
@@ -27,15 +27,24 @@ class RMSNorm(nn.Module):
         return add_rms_norm(x, residual, self.weight, self.eps)
 
     def add_sum(
-        self, part: torch.Tensor, residual: torch.Tensor, tp: TensorParallel
+        self,
+        part: torch.Tensor,
+        residual: torch.Tensor,
+        tp: TensorParallel,
+        *,
+        chained: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`add` for the sum of every rank's part, in one kernel where that is possible."""
+        """`add` for the sum of every rank's part, in one kernel where that is possible.
+
+        What it returns lives until the second sum from this one.
+        chained: the sum goes to the next `add_sum`, of the same shape, and nowhere else. Then it may
+        have on each rank but the rows which that one adds to; the others are undefined.
+        """
         peers = tp.peers(part)
         if peers is None:
             return self.add(tp.all_reduce(part), residual)
-        return sum_add_rms_norm(
-            (peers.addresses, peers.flags, peers.meetings, peers.rank),
-            residual,
-            self.weight,
-            self.eps,
-        )
+        shared = (peers.addresses, peers.flags, peers.meetings, peers.rank)
+        if peers.outputs is None:
+            return sum_add_rms_norm(shared, residual, self.weight, self.eps)
+        outputs = (peers.outputs.memory, peers.outputs.addresses)
+        return push_sum_norm(shared, outputs, residual, self.weight, self.eps, whole=not chained)

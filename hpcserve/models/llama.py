@@ -105,6 +105,7 @@ class DecoderLayer(nn.Module):
     """mlp: the feed-forward half, dense or of experts; mlp_name: as the checkpoint calls it.
 
     leaves_sum: what it returns are this rank's parts, which the next norm sums over the group.
+    ends_stage: the next layers are other ranks', who need the sum before it whole.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class DecoderLayer(nn.Module):
         self._mlp = [mlp]
         self._tp = tp
         self.leaves_sum: bool = mlp.leaves_sum
+        self.ends_stage = False
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -142,11 +144,15 @@ class DecoderLayer(nn.Module):
         if residual is None:
             residual, hidden = hidden, self.input_layernorm(hidden)
         elif is_part:
-            hidden, residual = self.input_layernorm.add_sum(hidden, residual, self._tp)
+            hidden, residual = self.input_layernorm.add_sum(
+                hidden, residual, self._tp, chained=True
+            )
         else:
             hidden, residual = self.input_layernorm.add(hidden, residual)
         hidden = self.self_attn(hidden, positions, ctx)
-        hidden, residual = self.post_attention_layernorm.add_sum(hidden, residual, self._tp)
+        hidden, residual = self.post_attention_layernorm.add_sum(
+            hidden, residual, self._tp, chained=self.leaves_sum and not self.ends_stage
+        )
         return self._mlp[0](hidden), residual
 
 
@@ -181,9 +187,9 @@ class Decoder(nn.Module):
         )
         held = stage.layers(config.num_layers)
         # Keyed by number: a stage's parameters are named as the checkpoint names them.
-        self.layers = nn.ModuleDict(
-            {str(number): make_layer(number, number - held.start, rotary) for number in held}
-        )
+        layers = {str(number): make_layer(number, number - held.start, rotary) for number in held}
+        layers[str(held[-1])].ends_stage = not stage.is_last
+        self.layers = nn.ModuleDict(layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps) if stage.is_last else None
         self._tp = tp
 
@@ -208,7 +214,7 @@ class Decoder(nn.Module):
             normed: torch.Tensor = self.norm(hidden)
             return normed
         if is_part:
-            return self.norm.add_sum(hidden, residual, self._tp)[0]
+            return self.norm.add_sum(hidden, residual, self._tp, chained=True)[0]
         return self.norm.add(hidden, residual)[0]
 
 

@@ -33,6 +33,13 @@ def compile_only(self, *args, grid, warmup, **kwargs):
         **resources(compiled.asm["cubin"]),
         "tensor_cores": "wgmma.mma_async" in assembly or "mma.sync" in assembly,
         "asynchronous_copies": "cp.async" in assembly,
+        # Words to other GPUs, and readings of theirs.
+        **{
+            order: sum(
+                "sys" in word and order in word for word in re.findall("atom[.a-z]+", assembly)
+            )
+            for order in ("release", "acquire")
+        },
     }
     print(json.dumps(facts), flush=True)
     return compiled
@@ -153,12 +160,17 @@ def matrix_products():
 
 
 def ranks():
-    from hpcserve.kernels.comm import sum_add_rms_norm_triton
+    from hpcserve.kernels.comm import push_sum_norm_triton, sum_add_rms_norm_triton
+    from hpcserve.kernels.comm.peers import Peers
     from hpcserve.kernels.sampling import shard_triton
 
-    x, wide = torch.zeros(2, 8192, dtype=BF16), torch.zeros(4, dtype=torch.int64)
-    peers = sum_add_rms_norm_triton.Peers((1 << 40,) * 4, wide, ints(0, 0), 1)
-    sum_add_rms_norm_triton.sum_add_rms_norm(peers, x, x[0], 1e-6)
+    x, wide = torch.zeros(2, 8192, dtype=BF16), torch.zeros(8, dtype=torch.int64)
+    for size in (2, 4, 8):
+        peers = Peers((1 << 40,) * size, wide, ints(0, 0), 1)
+        sum_add_rms_norm_triton.sum_add_rms_norm(peers, x, x[0], 1e-6)
+        for whole in (True, False):
+            outputs = push_sum_norm_triton.Outputs(torch.stack((x, x)), (1 << 40,) * size)
+            push_sum_norm_triton.push_sum_norm(peers, outputs, x, x[0], 1e-6, whole)
     shard_triton.best_of_part(x, 8192, 8000, None)
     shard_triton.best_of_part(x, 8192, 8000, (torch.zeros(2), wide[:2], wide[:2]))
     pairs, outputs = torch.zeros(4, 2, 2), torch.zeros(4, 2, dtype=torch.int64)

@@ -1,8 +1,8 @@
 """Ranks as processes: row-parallel layers whose parts the next norm sums, over shared memory.
 
-A program of its own, since it forks: `python part_ranks.py RANKS ROWS`. The communicator is the one
-for GPUs, its memory shared memory of this machine, its kernel run by the interpreter. Exits with 0
-if every rank found what one rank alone finds, in several steps.
+A program of its own, since it forks: `python part_ranks.py WAY RANKS ROWS`; WAY: "fused" or "pushed".
+The communicator is the one for GPUs, its memory shared memory of this machine, its kernels run by
+the interpreter. Exits with 0 if every rank found what one rank alone finds, in several steps.
 """
 
 import multiprocessing
@@ -27,6 +27,7 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         self.parts = [[_zeros(PART_BYTES, torch.uint8) for _ in range(size)] for _ in range(2)]
+        self.outputs = [[_zeros(2 * PART_BYTES, torch.uint8) for _ in range(size)] for _ in "01"]
         self.flags = [_zeros(MAX_ROWS * size, torch.int32) for _ in range(size)]
 
 
@@ -35,11 +36,15 @@ def _zeros(count: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 class SharedMemoryComm(SymmMemComm):
-    def __init__(self, memory: Memory, rank: int) -> None:
+    def __init__(self, memory: Memory, rank: int, way: str) -> None:
         self._rank, self._size = rank, len(memory.flags)
-        self._fused_bytes = PART_BYTES
+        self._fused_bytes = PART_BYTES if way == "fused" else 0
+        self._pushed_bytes = PART_BYTES if way == "pushed" else 0
         self._parts = [turn[rank] for turn in memory.parts]
         self._addresses = [tuple(one.data_ptr() for one in turn) for turn in memory.parts]
+        self._outputs = [
+            (turn[rank], tuple(one.data_ptr() for one in turn)) for turn in memory.outputs
+        ]
         self._turn = 0
         self._flags_at = torch.tensor([one.data_ptr() for one in memory.flags])
         self._meetings = torch.zeros(MAX_ROWS, dtype=torch.int32)
@@ -64,15 +69,15 @@ def layers_of(tp: TensorParallel) -> list[tuple[RowParallelLinear, RMSNorm]]:
 def step(tp: TensorParallel, layers: list, rows: int, number: int) -> torch.Tensor:
     x = torch.randn(rows, SIZE, generator=torch.Generator().manual_seed(number))
     residual = x
-    for linear, norm in layers:
+    for layer, (linear, norm) in enumerate(layers, 1):
         part = linear(x.chunk(tp.size, dim=-1)[tp.rank].contiguous())
-        x, residual = norm.add_sum(part, residual, tp)
+        x, residual = norm.add_sum(part, residual, tp, chained=layer < LAYERS)
     return torch.cat([x, residual])
 
 
-def run(memory: Memory, rank: int, rows: int) -> None:
+def run(memory: Memory, rank: int, rows: int, way: str) -> None:
     torch.set_num_threads(1)
-    tp = TensorParallel(rank, len(memory.flags), SharedMemoryComm(memory, rank))
+    tp = TensorParallel(rank, len(memory.flags), SharedMemoryComm(memory, rank, way))
     alone = TensorParallel()
     with torch.inference_mode():
         layers, whole = layers_of(tp), layers_of(alone)
@@ -84,11 +89,11 @@ def run(memory: Memory, rank: int, rows: int) -> None:
 
 
 def main() -> int:
-    size, rows = map(int, sys.argv[1:])
+    way, (size, rows) = sys.argv[1], map(int, sys.argv[2:])
     torch.set_num_threads(1)
     memory = Memory(size)
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=run, args=(memory, rank, rows)) for rank in range(size)]
+    ranks = [context.Process(target=run, args=(memory, rank, rows, way)) for rank in range(size)]
     for rank in ranks:
         rank.start()
     for rank in ranks:

@@ -93,7 +93,7 @@ def backend_class():
 
 def communicator(rank: int, size: int, fused: bool):
     """What a rank's kernels see of its group; nothing is sent."""
-    from hpcserve.distributed.comm_base import Communicator, PeerParts
+    from hpcserve.distributed.comm_base import Communicator, PeerOutputs, PeerParts
 
     class Alone(Communicator):
         def all_reduce(self, x):
@@ -109,11 +109,15 @@ def communicator(rank: int, size: int, fused: bool):
             return torch.empty(shape, dtype=dtype, device=META)
 
         def peers(self, part):
-            if not fused or len(part) > 64:
+            if not fused or len(part) > 256:
                 return None
             flags = torch.empty(size, dtype=torch.int64, device=META)
             meetings = torch.empty(512, dtype=torch.int32, device=META)
-            return PeerParts((1 << 40,) * size, flags, meetings, rank)
+            addresses, outputs = (1 << 40,) * size, None
+            if len(part) > 32:
+                memory = torch.empty(2, *part.shape, dtype=part.dtype, device=META)
+                outputs = PeerOutputs(memory, addresses)
+            return PeerParts(addresses, flags, meetings, rank, outputs)
 
     return Alone()
 

@@ -27,4 +27,6 @@ def test_serving_path(path, said_for_hopper):
     later = {(facts["kernel"], facts["variant"]) for facts in said[serving + 1 :]}
     # Beside a prompt, few rows and many; in graphs with rotation, with parts of 256 and of 64 tokens.
     assert sum(name == "_decode_kernel" for name, _ in later) == 4
+    if "--fused" in path:
+        assert {"_sum_kernel", "_push_kernel"} <= {name for name, _ in later}
     assert later - at_start == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import time
@@ -14,6 +15,8 @@ import psutil
 import pytest
 
 from hpcserve import LLM, SamplingParams
+from hpcserve.config.engine import EngineConfig
+from hpcserve.engine.client import EngineClient
 from hpcserve.fake_engine import VOCAB_SIZE, write_byte_tokenizer
 from hpcserve.testing import make_random_checkpoint
 
@@ -102,6 +105,31 @@ def expected(folder_of) -> Callable[[str], list[list[int]]]:
             return texts(llm)
 
     return make
+
+
+@pytest.fixture
+def complete(folder_of, monkeypatch) -> Callable[..., list[list[int]]]:
+    """(module of a core in this folder, model_type, layout, number of prompts) -> its greedy text of
+    each, then once more of the fourth, alone: with replicas, the others have no token then."""
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+
+    async def texts_of(module: str, count: int, options: dict[str, Any]) -> list[list[int]]:
+        config = EngineConfig.from_options(options)
+        async with await EngineClient.open(config, module=module) as client:
+            outputs = await asyncio.gather(
+                *(client.complete(one, GREEDY) for one in PROMPTS[:count])
+            )
+            outputs.append(await client.complete(PROMPTS[3], GREEDY))
+            return [output.outputs[0].token_ids for output in outputs]
+
+    def run(
+        module: str, model_type: str, layout: dict[str, Any], count: int = len(PROMPTS)
+    ) -> list[list[int]]:
+        options = {"model": str(folder_of(model_type)), **OPTIONS, **layout}
+        return asyncio.run(asyncio.wait_for(texts_of(module, count, options), 300))
+
+    return run
 
 
 def children(pid: int | None = None) -> list[psutil.Process]:

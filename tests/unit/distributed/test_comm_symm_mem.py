@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from hpcserve.distributed.comm_base import Communicator
-from hpcserve.distributed.comm_symm_mem import TWO_SHOT_BYTES, SymmMemComm
+from hpcserve.distributed.comm_symm_mem import (
+    FUSED_BYTES,
+    MAX_PUSHED_BYTES,
+    MAX_ROWS,
+    PUSHED_BYTES,
+    TWO_SHOT_BYTES,
+    SymmMemComm,
+)
 
 CPU = torch.device("cpu")
 
@@ -29,9 +36,37 @@ def comm() -> SymmMemComm:
     made = SymmMemComm.__new__(SymmMemComm)
     made._torch, made._device = Nccl(), CPU
     made._rank, made._size, made._turn = 1, 2, 0
-    made._one_shot_bytes, made._fused_bytes = 1 << 10, 0
+    made._one_shot_bytes, made._fused_bytes, made._pushed_bytes = 1 << 10, 0, 0
     made._parts = [torch.zeros(TWO_SHOT_BYTES, dtype=torch.uint8) for _ in range(2)]
+    made._addresses = [(16, 32), (48, 64)]
+    outputs = [torch.zeros(2 * MAX_PUSHED_BYTES, dtype=torch.uint8) for _ in range(2)]
+    made._outputs = [(outputs[0], (80, 96)), (outputs[1], (112, 128))]
+    made._flags_at, made._meetings = torch.tensor([0, 0]), torch.zeros(MAX_ROWS, dtype=torch.int32)
     return made
+
+
+def test_larger_sums_are_pushed_into_memory_that_takes_turns_with_the_parts(comm):
+    comm._fused_bytes, comm._pushed_bytes = 1 << 10, 4 << 10
+    found = []
+    for rows in (8, 32, 32, 32, 33):
+        part = comm.part((rows, 64), torch.bfloat16, CPU)
+        found.append(comm.peers(part))
+    small, *large, too_large = found
+    assert small.outputs is None and small.addresses == (16, 32) and too_large is None
+    assert [one.addresses for one in large] == [(48, 64), (16, 32), (48, 64)]
+    assert [one.outputs.addresses for one in large] == [(112, 128), (80, 96), (112, 128)]
+    for one, turn in zip(large, (1, 0, 1), strict=True):
+        memory = one.outputs.memory
+        assert memory.shape == (2, 32, 64) and memory.is_contiguous()
+        assert memory.data_ptr() == comm._outputs[turn][0].data_ptr()
+    # What no row-parallel layer made is copied first: its turn is the next as well.
+    copied = comm.peers(torch.ones(32, 64, dtype=torch.bfloat16))
+    assert copied.addresses == (48, 64) and copied.outputs.addresses == (112, 128)
+
+
+def test_what_is_pushed_fits_its_memory_and_is_more_than_one_shot_takes():
+    for size, most in PUSHED_BYTES.items():
+        assert FUSED_BYTES[size] <= most <= MAX_PUSHED_BYTES <= TWO_SHOT_BYTES
 
 
 def test_parts_take_turns_and_begin_anew_after_a_step(comm):
