@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import secrets
@@ -14,7 +15,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,16 +149,22 @@ def experts(args: argparse.Namespace, note: Note) -> None:
             note({**named, **throughput(model, args.device, args.requests, gpus, **layout)})
 
 
+def alone(call: Callable[..., list[dict]], *args: object, **options: object) -> list[dict]:
+    """In a process of its own, whose memory on the GPU goes with it."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(call, *args, **options).result()
+
+
 def expert_steps(
     model: Path, args: argparse.Namespace, layout: dict, hits_file: Path
 ) -> list[dict]:
     """A run for the times, and one for the experts, whose counting takes time itself."""
-    rows = step_times(model, args, layout)
+    rows = alone(step_times, model, args, layout)
     if args.no_hits:
         return rows
     os.environ["HPCSERVE_EXPERT_HITS_FILE"] = str(hits_file)
     try:
-        step_times(model, args, layout, num_steps=8)
+        alone(step_times, model, args, layout, num_steps=8)
     finally:
         del os.environ["HPCSERVE_EXPERT_HITS_FILE"]
     means = {int(tokens): mean for tokens, mean in json.loads(hits_file.read_text()).items()}
@@ -226,7 +233,7 @@ def two_launchers(
     started, half, nodes, files = time.perf_counter(), args.gpus // 2, [], []
     try:
         for rank in (1, 0):
-            gpus = ",".join(str(rank * half + n) for n in range(half))
+            gpus = ",".join(visible_gpus(args.gpus)[rank * half : (rank + 1) * half])
             file = logs / f"node{rank}-{layout.replace(' ', '')}.log"
             files.append(file)
             with file.open("wb") as log:
@@ -248,6 +255,12 @@ def two_launchers(
                 node.wait(30)
             node.kill()
             node.wait()
+
+
+def visible_gpus(count: int) -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(number) for number in range(count)]
 
 
 def _url(node: subprocess.Popen, log: Path) -> str:

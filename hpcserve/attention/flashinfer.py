@@ -39,12 +39,8 @@ _INT_WORKSPACE_BYTES = 8 << 20
 #: kinds), and everywhere many rows (at most 1,000 tokens each: 3 to 15 % faster; 2,000: up to 4 %
 #: slower; an eager plan takes 1 ms of the host for 256 rows, 6 ms for 1,000).
 _MANY_ROWS = 96
-#: Tokens x kv heads of a short row. Measured with 8 kv heads: 512 tokens, a layer 1 to 2 % faster
-#: than with flashinfer; 32,768 tokens, 63 us against 44. That a rank with fewer kv heads, which has
-#: less to read of a token, gains up to longer rows is inferred (benchmarks/kernels/
-#: bench_short_decode.py tells). Not without end: a row has at most 32 parts, so a program's share of
-#: it grows with its length, whatever the number of heads: beyond 32 parts of 128 no row is short.
-_SHORT_ROW_KV, _SHORT_ROW = 8192, 4096
+#: Tokens x kv heads of a short row, and tokens (benchmarks/kernels/bench_short_decode.py).
+_SHORT_ROW_KV, _SHORT_ROW = 8192, 2048
 #: Tokens of a part of a row that is split where rows alone give enough programs.
 _MANY_SPLIT = 1024
 #: fa3 has no kernels for larger heads.

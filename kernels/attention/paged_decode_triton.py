@@ -34,8 +34,8 @@ BLOCK_HEADS = 16
 #: Enough programs to fill 132 multiprocessors several times; more only leave at once.
 TARGET_PROGRAMS = 4096
 
-#: Values that one round of the merge holds.
-MERGED_VALUES = 4096
+#: Values that one round of the merge holds, and parts at most.
+MERGED_VALUES, MERGED_PARTS = 8192, 8
 
 _MAX_SPLITS = tl.constexpr(MAX_SPLITS)
 
@@ -109,30 +109,33 @@ def _merge(
     part_ptr, lse_ptr: the row's, [parts, heads].  out_ptr: the output of first_head.
     """
     col = tl.arange(0, DIM)
-    top = tl.full([BLOCK_H], -float("inf"), tl.float32)
-    total = tl.zeros([BLOCK_H], tl.float32)
+    # .cg reads from L2, where the other programs' parts are.
+    every = tl.arange(0, _MAX_SPLITS)
+    all_lse = tl.load(
+        lse_ptr + every[:, None] * heads + first_head + member[None, :],
+        mask=(every < parts)[:, None] & real[None, :],
+        other=-float("inf"),
+        cache_modifier=".cg",
+    )
+    # Heads of padding have no part at all.
+    top = tl.where(real, tl.max(all_lse, axis=0), 0.0)
+    total = tl.where(real, tl.sum(tl.exp2(all_lse - top[None, :]), axis=0), 1.0)
     acc = tl.zeros([BLOCK_H, DIM], tl.float32)
     for first in range(0, parts, BLOCK_P):
-        part = first + tl.arange(0, BLOCK_P)
-        at = part[:, None] * heads + first_head + member[None, :]
-        mask = (part < parts)[:, None] & real[None, :]
-        # .cg reads from L2, where the other programs' parts are.
-        lse = tl.load(lse_ptr + at, mask=mask, other=-float("inf"), cache_modifier=".cg")
-        new_top = tl.maximum(top, tl.max(lse, axis=0))
-        # Heads of padding have no part at all.
-        safe = tl.where(real, new_top, 0.0)
-        weight = tl.exp2(lse - safe[None, :])
-        values = tl.load(
-            part_ptr + at[:, :, None] * DIM + col[None, None, :],
-            mask=mask[:, :, None],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        shrink = tl.exp2(top - safe)
-        total = total * shrink + tl.sum(weight, axis=0)
-        acc = acc * shrink[:, None] + tl.sum(values * weight[:, :, None], axis=0)
-        top = new_top
-    out = acc / tl.where(real, total, 1.0)[:, None]
+        # Written out, so that all of a round's loads are under way together.
+        for inner in tl.static_range(BLOCK_P):
+            part = first + inner
+            at = part * heads + first_head + member
+            mask = real & (member * 0 + part < parts)  # of a scalar, the interpreter makes no mask
+            lse = tl.load(lse_ptr + at, mask=mask, other=-float("inf"), cache_modifier=".cg")
+            values = tl.load(
+                part_ptr + at[:, None] * DIM + col[None, :],
+                mask=mask[:, None],
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            acc += values * tl.exp2(lse - top)[:, None]
+    out = acc / total[:, None]
     out_at = member[:, None] * out_stride_h + col[None, :]
     tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=real[:, None])
 
@@ -361,7 +364,7 @@ def paged_decode(
         BLOCK_H=BLOCK_HEADS,
         GROUP_BLOCKS=group_blocks,
         MERGED_HEADS=merged_heads,
-        BLOCK_P=max(1, min(MAX_SPLITS, MERGED_VALUES // (merged_heads * dim))),
+        BLOCK_P=max(1, min(MERGED_PARTS, MERGED_VALUES // (merged_heads * dim))),
         MIN_SPLIT=min_split,
         num_warps=warps,
         num_stages=stages,
