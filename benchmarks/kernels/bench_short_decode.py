@@ -4,7 +4,7 @@
 with parts of at least 64, 128 and 256 tokens against flashinfer, with the heads of Llama-3.1-8B on
 one GPU and of 70B on 4 and 8. The KV is cold, as it is behind a layer's weights, and the table as
 wide as an engine's. --dry-run goes through the same code without a GPU, in Triton's interpreter.
-What it says belongs into hpcserve/attention/flashinfer.py (_SHORT_ROW_KV, _SHORT_ROW) and
+What it says belongs into hpcserve/attention/flashinfer.py (_SHORT_ROW, _SHORT_ROWS) and
 hpcserve/ops/paged_attention.py (FEW_SPLIT).
 """
 

@@ -39,8 +39,11 @@ _INT_WORKSPACE_BYTES = 8 << 20
 #: kinds), and everywhere many rows (at most 1,000 tokens each: 3 to 15 % faster; 2,000: up to 4 %
 #: slower; an eager plan takes 1 ms of the host for 256 rows, 6 ms for 1,000).
 _MANY_ROWS = 96
-#: Tokens x kv heads of a short row, and tokens (benchmarks/kernels/bench_short_decode.py).
-_SHORT_ROW_KV, _SHORT_ROW = 8192, 2048
+#: Tokens of the longest of few short rows, and rows x tokens x kv heads. By itself the own kernel is as
+#: fast as flashinfer's at 512 tokens and 1 to 3 us slower at 1,024 (1 to 4 rows; 8, 2 and 1 kv heads);
+#: rotating and writing in the same launch, and starting before the kernel ahead has ended, make up for
+#: 3 (benchmarks/kernels/bench_short_decode.py; 70B at TP4, 1,060 tokens: 10.50 ms a step against 10.58).
+_SHORT_ROW, _SHORT_ROWS = 1280, 32768
 #: Tokens of a part of a row that is split where rows alone give enough programs.
 _MANY_SPLIT = 1024
 #: fa3 has no kernels for larger heads.
@@ -195,9 +198,9 @@ class FlashInfer(AttentionBackend):
         return 2 if num_rows <= FEW_ROWS else 1
 
     def graph_variant(self, host_seq_lens: npt.NDArray[np.int32]) -> int:
-        few = len(host_seq_lens) <= FEW_ROWS
-        bound = min(_SHORT_ROW_KV // self.num_kv_heads, _SHORT_ROW)
-        return int(few and int(host_seq_lens.max()) <= bound)
+        rows = len(host_seq_lens)
+        bound = min(_SHORT_ROW, _SHORT_ROWS // (rows * self.num_kv_heads))
+        return int(rows <= FEW_ROWS and int(host_seq_lens.max()) <= bound)
 
     @staticmethod
     def _split_of_own(rows: int, variant: int) -> int | None:
