@@ -148,5 +148,5 @@ def _read(path: Path) -> _Trace:
         if data.lstrip()[:1] == b"[":
             return _Trace(msgspec.json.decode(data, type=list[_Event]))
         return msgspec.json.decode(data, type=_Trace)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no trace of torch's profiler: {error}") from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import torch
@@ -54,12 +57,9 @@ class StepProfiler:
         place = self._place
         rank = f"dp{place.dp_rank}-pp{place.pp_rank}-tp{place.tp_rank}"
         path = folder / f"hpcserve-{moment}-{rank}.trace.json.gz"
-        unfinished = path.with_name(f".{path.name}")
         try:
-            profile.export_chrome_trace(str(unfinished))
-            unfinished.replace(path)
+            _write(profile, path)
         except (OSError, RuntimeError) as error:  # a full disk is no reason to end the engine
-            unfinished.unlink(missing_ok=True)
             raise EngineError(f"cannot write {path}: {error}") from error
         return path
 
@@ -68,3 +68,30 @@ class StepProfiler:
         if self._running is not None:
             (profile, _), self._running = self._running, None
             profile.stop()
+
+
+def _write(profile: torch.profiler.profile, path: Path) -> None:
+    """All of the trace, or nothing that stays.
+
+    torch would write it first, unpacked, where temporary files go: a node's /tmp, often small or
+    memory, is no place for it.
+    """
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=".hpcserve-", ignore_cleanup_errors=True
+    ) as folder:
+        plain, packed = Path(folder, "trace.json"), Path(folder, "trace.json.gz")
+        profile.export_chrome_trace(str(plain))
+        if not _is_whole(plain):
+            raise OSError(f"torch wrote a part of the trace; the disk of {path.parent} may be full")
+        with plain.open("rb") as source, gzip.open(packed, "wb") as target:
+            shutil.copyfileobj(source, target)
+        packed.replace(path)
+
+
+def _is_whole(trace: Path) -> bool:
+    """Of a disk that gets full torch only logs, and leaves no file or a part of one."""
+    if not trace.is_file():
+        return False
+    with trace.open("rb") as file:
+        file.seek(max(0, trace.stat().st_size - 8))
+        return file.read().rstrip().endswith(b"}")

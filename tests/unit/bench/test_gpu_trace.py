@@ -92,6 +92,7 @@ def test_union_covers_what_the_pairs_cover(pairs):
         (b"", "no trace of torch's profiler"),
         (b'{"traceEvents": [', "no trace of torch's profiler"),
         (b'\xff\xfe{"traceEvents": []}', "no trace of torch's profiler"),
+        (b'{"args": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", "no trace of torch's profiler"),
         ({"cells": []}, "missing required field `traceEvents`"),
         ({"traceEvents": [{"ts": "soon"}]}, "no trace of torch's profiler: Expected `float`"),
         ([1, 2], "no trace of torch's profiler"),

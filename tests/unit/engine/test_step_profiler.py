@@ -1,5 +1,8 @@
 import gzip
 import json
+import resource
+import tempfile
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -61,6 +64,43 @@ def test_a_folder_that_goes_away_ends_the_profile_alone(tmp_path, profiler):
     folder.rmdir()
     with pytest.raises(EngineError, match="cannot write"):
         profiler.stop("noon")
+    profiler.start(tmp_path)
+    assert profiler.stop("noon").is_file()
+
+
+def test_a_folder_that_becomes_a_file_ends_the_profile_alone(tmp_path, profiler):
+    folder = tmp_path / "scratch"
+    profiler.start(folder)
+    folder.rmdir()
+    folder.write_text("")
+    with pytest.raises(EngineError, match="cannot write"):
+        profiler.stop("noon")
+
+
+@contextmanager
+def files_end_at(num_bytes):
+    """Writing more fails, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("num_bytes", [0, 100_000])
+def test_a_disk_that_gets_full_is_an_error_and_leaves_nothing(tmp_path, profiler, num_bytes):
+    profiler.start(tmp_path)
+    one = torch.ones(4, 4)
+    for _ in range(2000):
+        torch.mm(one, one)
+    with files_end_at(num_bytes), pytest.raises(EngineError, match="cannot write"):
+        profiler.stop("noon")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_temporary_files_takes_no_trace(tmp_path, profiler, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     profiler.start(tmp_path)
     assert profiler.stop("noon").is_file()
 
