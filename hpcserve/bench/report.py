@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -120,26 +121,40 @@ def _latency_title(name: str) -> str:
 
 
 def _overview(cells: list[dict[str, Any]], title: str) -> Table:
-    table = Table(title=f"{title} · all", title_justify="left")
+    """In 80 columns: what is no terminal has as many, and a number that is cut says nothing."""
+    table = Table(
+        title=f"{title} · all, times in ms",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     wanted = {
-        "output_tok_s": "output tok/s",
-        "requests_per_s": "requests/s",
-        "ttft_ms.p50": "TTFT p50",
-        "ttft_ms.p99": "TTFT p99",
-        "itl_ms.p50": "ITL p50",
-        "itl_ms.p99": "ITL p99",
-        "tpot_ms.p50": "TPOT p50",
-        "e2e_ms.p50": "E2E p50",
+        "output_tok_s": "output\ntok/s",
+        "requests_per_s": "req/s",
+        "ttft_ms.p50": "TTFT\np50",
+        "ttft_ms.p99": "TTFT\np99",
+        "itl_ms.p50": "ITL\np50",
+        "itl_ms.p99": "ITL\np99",
+        "tpot_ms.p50": "TPOT\np50",
+        "e2e_ms.p50": "E2E\np50",
         "num_errors": "failed",
     }
     present = [name for name in wanted if any(name in cell["summary"] for cell in cells)]
     table.add_column("load")
     for name in present:
-        table.add_column(wanted[name], justify="right")
+        table.add_column(wanted[name], justify="right", no_wrap=True)
     for cell in cells:
         row = [
-            f"{cell['summary'][name]['median']:,.2f}" if name in cell["summary"] else "-"
+            _short(cell["summary"][name]["median"]) if name in cell["summary"] else "-"
             for name in present
         ]
         table.add_row(cell["load"]["label"], *row)
     return table
+
+
+def _short(value: float) -> str:
+    """Three digits or more; decimals of what has fewer before its point."""
+    if value == 0 or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
