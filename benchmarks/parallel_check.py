@@ -280,6 +280,10 @@ def main() -> int:
         return 2
     args.shape = args.shape or USUAL_SHAPE.get(args.check, "llama-3.1-70b")
     rows = checks[args.check](args)
+    if not rows:
+        named = ", ".join(repr(one) for one in args.only or ())
+        print(f"error: {args.check} has no layout {named} on {args.gpus} GPUs", file=sys.stderr)
+        return 2
     print(json.dumps(rows))
     return 0 if all(row.get("equal") == row.get("of") for row in rows) else 1
 

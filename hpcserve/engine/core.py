@@ -9,12 +9,11 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
 from hpcserve.config.engine import EngineConfig
 from hpcserve.engine.core_outputs import by_frontend
 from hpcserve.engine.executor import Executor, StepHandle
 from hpcserve.engine.grammar_gate import GrammarGate
+from hpcserve.engine.process_age import process_age_s
 from hpcserve.engine.router import PrefixRouter
 from hpcserve.engine.step_log import StepLog
 from hpcserve.errors import EngineDeadError, EngineError, GrammarError, HpcserveError
@@ -55,8 +54,7 @@ class EngineCore:
         self._executor = executor
         self._gate = GrammarGate(executor)
         # What came before the workers' own phases: Python, its imports, starting processes.
-        age_s = time.time() - psutil.Process().create_time()
-        self._imports_s = max(0.0, age_s - sum(info.timings_s.values()))
+        self._imports_s = max(0.0, process_age_s() - sum(info.timings_s.values()))
         self._channel = channel
         # Replicas draw different seeds for requests that bring none.
 

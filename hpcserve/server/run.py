@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import socket
-import time
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from hpcserve.config.engine import EngineConfig
 from hpcserve.config.server import ServerConfig
 from hpcserve.engine.client import CORE_MODULE, EngineClient
 from hpcserve.engine.model_folder import served_name
+from hpcserve.engine.process_age import process_age_s
 from hpcserve.errors import OutputError, PortInUseError, UsageError
 from hpcserve.log import get_logger
 
@@ -181,11 +181,8 @@ async def _serve(
 
 def startup_line(client: EngineClient) -> str:
     """Seconds from the start of this process, and what the engine's own took."""
-    import psutil
-
-    total_s = time.time() - psutil.Process().create_time()
     phases = ", ".join(f"{name} {took:.1f}" for name, took in client.ready.timings_s.items())
-    return f"ready after {total_s:.1f} s (seconds in the engine: {phases})"
+    return f"ready after {process_age_s():.1f} s (seconds in the engine: {phases})"
 
 
 def log_sampling_defaults(client: EngineClient) -> None:

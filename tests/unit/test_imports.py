@@ -55,7 +55,7 @@ MAY_IMPORT = {
         *("distributed", "ipc", "tokenizer", "demo"),
     },
     "batch": {*_DOOR, "engine.lifeline", "protocol", "tokenizer", "ipc"},
-    "server": {*_DOOR, "protocol", "tokenizer", "ipc"},
+    "server": {*_DOOR, "engine.process_age", "protocol", "tokenizer", "ipc"},
     "demo": set(),
     "bench": {"engine", "ipc"},
 }
