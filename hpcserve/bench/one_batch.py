@@ -150,31 +150,34 @@ def add_floors(row: Row, cost: ModelCost, hardware: Hardware) -> Row:
 
 
 def print_rows(rows: list[Row]) -> None:
-    """A table for people."""
+    """A table for people, whole in 80 columns."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     titles = (
         "batch",
         "input",
-        "prefill ms",
+        "prefill\nms",
         "floor",
         "tok/s",
-        "decode ms",
+        "decode\nms",
         "floor",
         "MBU",
         "tok/s",
     )
-    table = Table(*titles, title="one batch", title_justify="left")
+    table = Table(*titles, title="one batch", title_justify="left", box=SIMPLE_HEAD)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
     for column in table.columns:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
+    console, left_out = Console(), []
     for row in rows:
-        place = [str(row["batch_size"]), str(row["input_len"])]
         if "skipped" in row:
-            table.add_row(*place, row["skipped"])
+            left_out.append(f"batch {row['batch_size']} x {row['input_len']}: {row['skipped']}")
             continue
         table.add_row(
-            *place,
+            str(row["batch_size"]),
+            str(row["input_len"]),
             f"{row['prefill_ms']['median']:,.2f}",
             f"{row['prefill_floor_ms']:,.2f}",
             f"{row['prefill_tok_s']:,.0f}",
@@ -183,4 +186,7 @@ def print_rows(rows: list[Row]) -> None:
             f"{row['mbu']:.1%}",
             f"{row['decode_tok_s']:,.0f}",
         )
-    Console().print(table)
+    if table.rows:
+        console.print(table)
+    for line in left_out:
+        console.print(line, markup=False)

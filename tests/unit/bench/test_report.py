@@ -1,5 +1,6 @@
 import pytest
 
+from hpcserve.bench import one_batch
 from hpcserve.bench.report import print_cells
 
 
@@ -35,3 +36,25 @@ def test_a_sweep_is_whole_in_80_columns(capsys, monkeypatch, load):
     for number in numbers:
         assert overview.count(number) == 2, overview
     assert "…" not in overview
+
+
+def test_steps_are_whole_in_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = {
+        "batch_size": 256,
+        "input_len": 131_072,
+        "prefill_ms": {"median": 261_054.42},
+        "prefill_floor_ms": 53_421.12,
+        "prefill_tok_s": 10_042.1,
+        "decode_ms": {"median": 117.123},
+        "decode_floor_ms": 113.123,
+        "mbu": 0.871,
+        "decode_tok_s": 15_042.0,
+    }
+    reason = "its 1,574,912 tokens do not fit the pool of 858,000"
+    one_batch.print_rows([row, {"batch_size": 1024, "input_len": 1024, "skipped": reason}])
+    shown = capsys.readouterr().out
+    for number in ("261,054.42", "53,421.12", "10,042", "117.123", "113.123", "87.1%", "15,042"):
+        assert number in shown, shown
+    assert f"batch 1024 x 1024: {reason}" in shown.replace("\n", " ")
+    assert "…" not in shown
