@@ -42,7 +42,7 @@ class Server:
             with error:
                 if error.code in _NOT_OFFERED:
                     return None
-                detail = error.read()[:300].decode(errors="replace")
+                detail = _message(error.read().decode(errors="replace"))
             raise EngineError(f"{self.base_url}{path} answered {error.code}: {detail}") from error
         except OSError as error:
             raise EngineError(
@@ -97,3 +97,11 @@ class Server:
         answer = self.call("/stop_profile", {}, timeout_s=_PROFILE_TIMEOUT_S)
         files = answer.get("files") if isinstance(answer, dict) else None
         return [str(one) for one in files] if isinstance(files, list) else []
+
+
+def _message(answer: str) -> str:
+    """What an error says in the form that OpenAI gives it; of others, their beginning."""
+    try:
+        return str(json.loads(answer)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return answer[:300]

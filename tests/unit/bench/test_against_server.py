@@ -46,7 +46,7 @@ def test_startup_and_a_load(tmp_path, monkeypatch):
         seen["flushed"] = server.flush_cache()
         seen["info"] = server.info()
         seen["profile"] = server.start_profile(tmp_path / "profile")
-        with pytest.raises(EngineError, match=r"400.*--profile-dir"):
+        with pytest.raises(EngineError, match=r"answered 400: output_dir: .*--profile-dir\)$"):
             server.start_profile(tmp_path.parent)
         return {}
 
