@@ -31,8 +31,8 @@ MAX_PUSHED_BYTES = 4 << 20
 #: Ranks -> bytes up to which it sums by rows and pushes them; above, two-shot in place and the norm
 #: by itself.  benchmarks/all_reduce_check.py measures all three.
 PUSHED_BYTES = dict.fromkeys((2, 3, 4, 5, 6, 8), MAX_PUSHED_BYTES)
-#: Most rows of a fused sum; kernels/comm/peers.py has as many flags.
-MAX_ROWS = 512
+#: Most rows and ranks of a fused sum; kernels/comm/peers.py has as many flags and addresses.
+MAX_ROWS, MAX_RANKS = 512, 8
 _ALIGNMENT_BYTES = 16
 #: torch's kernels for symmetric memory sum no others: float16 goes to NCCL.
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -165,8 +165,11 @@ class SymmMemComm(Communicator):
 
 
 def _limit(variable: EnvVar[int | None], measured: dict[int, int], size: int) -> int:
-    """What the variable says, or else what was measured; nothing where neither was."""
+    """What the variable says, or else what was measured; nothing where neither was, nor for more
+    ranks than the kernels take."""
     said = variable.get()
+    if size > MAX_RANKS:
+        return 0
     return measured.get(size, 0) if said is None else said
 
 

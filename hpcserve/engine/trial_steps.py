@@ -12,7 +12,7 @@ from hpcserve.ipc.messages import Int32Array, NewRequest, SchedulerOutput
 from hpcserve.sampling_params import SamplingParams
 
 #: Tokens of steps that take other kernels or tiles than their neighbours: linears are tuned for
-#: every power of two up to 16, experts by the rows that each has, in steps of more than two.
+#: every power of two up to 64, experts by the rows that each has, in steps of more than two.
 _SIZES = tuple(2**power for power in range(13))
 #: What rows may ask for that other kernels do: the likeliest token; a drawn one, of all or of some
 #: tokens; both with what changes or reports logits.

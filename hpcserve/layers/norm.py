@@ -7,6 +7,7 @@ from torch import nn
 
 from hpcserve.distributed.parallel_state import TensorParallel
 from hpcserve.layers.parameter import load_whole, weight_parameter
+from hpcserve.ops._dispatch import kernels_enabled
 from hpcserve.ops.comm import push_sum_norm, sum_add_rms_norm
 from hpcserve.ops.norm import add_rms_norm, rms_norm
 
@@ -40,7 +41,7 @@ class RMSNorm(nn.Module):
         chained: the sum goes to the next `add_sum`, of the same shape, and nowhere else. Then it may
         have on each rank but the rows which that one adds to; the others are undefined.
         """
-        peers = tp.peers(part)
+        peers = tp.peers(part) if kernels_enabled() else None
         if peers is None:
             return self.add(tp.all_reduce(part), residual)
         shared = (peers.addresses, peers.flags, peers.meetings, peers.rank)

@@ -257,6 +257,8 @@ def linear(
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     other = rows if residual is None else residual.reshape(-1, size_n)
+    if other.stride(1) != 1:
+        other = other.contiguous()
     block_n, block_k, split_k, warps, stages = config
     block_m = next(size for size in BLOCKS_M if size >= len(rows))
     tiles = size_n // block_n

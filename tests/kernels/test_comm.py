@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hpcserve.distributed import comm_symm_mem
 from hpcserve.kernels.comm import reference, shapes
 
 kernel = pytest.importorskip("hpcserve.kernels.comm.sum_add_rms_norm_triton")
@@ -145,6 +146,11 @@ def test_ranks_wait_for_each_other(way, ranks, rows):
 def test_row_parallel_layers_and_norms_of_several_ranks(way):
     """The layers' own way through the communicator: parts in turn, summed by the norm's kernel."""
     _run("part_ranks.py", way, 2, 2)
+
+
+def test_the_communicator_knows_what_the_kernels_take():
+    assert comm_symm_mem.MAX_ROWS == peers.MAX_ROWS
+    assert comm_symm_mem.MAX_RANKS == peers.MAX_RANKS
 
 
 @pytest.mark.parametrize("way", ["fused", "pushed"])

@@ -70,6 +70,13 @@ def test_strided_rows_and_more_dimensions(random, poisoned):
     torch.testing.assert_close(out.squeeze(1), x @ weight.t() + residual, rtol=2e-5, atol=2e-5)
 
 
+def test_residual_of_other_strides(random, poisoned):
+    x, weight, _, residual = make(random, 17, 64, 64, torch.float32)
+    turned = residual.t().contiguous().t()
+    out = small_m.linear(x, weight, None, turned, (32, 32, 1, 4, 2))
+    torch.testing.assert_close(out, x @ weight.t() + residual, rtol=2e-5, atol=2e-5)
+
+
 def test_table_is_asked_by_shape(random, monkeypatch):
     config = (16, 32, 2, 4, 2)
     tables = {False: {(4, 64, 64): config}, True: {}}

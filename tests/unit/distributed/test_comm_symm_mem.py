@@ -9,11 +9,15 @@ from hpcserve.distributed.comm_base import Communicator
 from hpcserve.distributed.comm_symm_mem import (
     FUSED_BYTES,
     MAX_PUSHED_BYTES,
+    MAX_RANKS,
     MAX_ROWS,
     PUSHED_BYTES,
     TWO_SHOT_BYTES,
     SymmMemComm,
+    _limit,
 )
+from hpcserve.envs import HPCSERVE_FUSED_BYTES
+from hpcserve.errors import ConfigError
 
 CPU = torch.device("cpu")
 
@@ -67,6 +71,24 @@ def test_larger_sums_are_pushed_into_memory_that_takes_turns_with_the_parts(comm
 def test_what_is_pushed_fits_its_memory_and_is_more_than_one_shot_takes():
     for size, most in PUSHED_BYTES.items():
         assert FUSED_BYTES[size] <= most <= MAX_PUSHED_BYTES <= TWO_SHOT_BYTES
+
+
+def test_a_variable_moves_a_limit_but_for_more_ranks_than_the_kernels_take(monkeypatch):
+    assert _limit(HPCSERVE_FUSED_BYTES, {2: 9}, 2) == 9
+    assert _limit(HPCSERVE_FUSED_BYTES, {2: 9}, 7) == 0
+    monkeypatch.setenv("HPCSERVE_FUSED_BYTES", str(100 << 20))
+    assert _limit(HPCSERVE_FUSED_BYTES, {2: 9}, MAX_RANKS) == 100 << 20
+    assert _limit(HPCSERVE_FUSED_BYTES, {2: 9}, MAX_RANKS + 1) == 0
+    monkeypatch.setenv("HPCSERVE_FUSED_BYTES", "-1")
+    with pytest.raises(ConfigError, match="0 or more"):
+        _limit(HPCSERVE_FUSED_BYTES, {2: 9}, 2)
+
+
+def test_limits_beyond_the_memory_leave_what_does_not_fit_to_nccl(comm):
+    comm._fused_bytes = 100 << 20
+    whole = torch.zeros(MAX_ROWS, TWO_SHOT_BYTES // MAX_ROWS // 4 + 8)
+    assert comm.part(whole.shape, whole.dtype, CPU) is None and comm.peers(whole) is None
+    assert comm.peers(whole[:, :-8]) is not None
 
 
 def test_parts_take_turns_and_begin_anew_after_a_step(comm):
